@@ -1,0 +1,1 @@
+"""TOKENS -> TENSORS.   in: documents, conversations   out: Batch   who calls: train, evals, cli"""

@@ -1,0 +1,78 @@
+"""The exception tree.   in: a fact   out: one clear line for the user   who calls: every room
+
+    NanochatError
+      ConfigError(ValueError)        a setting that is wrong, unknown or contradicts another
+      DataError(ValueError)          text or conversations that are missing, empty or malformed
+      TokenizerError(ValueError)     a vocabulary that cannot be trained or read, an unknown token
+      CheckpointError(RuntimeError)  weights that are absent, incomplete, or belong to another model
+      TrainingError(RuntimeError)    a run that cannot go on
+      EngineError(RuntimeError)      a request that cannot be served
+        RequestTooLong               the prompt does not fit the context
+        Overloaded                   the queue is full
+        Aborted                      the caller went away
+      EvalError(RuntimeError)        a task that cannot be scored
+
+A message states the fact with its values, what was expected, and the remedy:
+`prompt has 2310 tokens but the context is 2048: shorten it, or drop --strict`.
+To add one: choose the category a caller would catch, inherit the standard type that fits, name it in
+`__all__`, and keep its arguments to one message so that it survives pickling.
+Read next: cli/main.py (which turns these into exit code 2), server/protocol.py (into HTTP bodies).
+"""
+
+__all__ = [
+    "Aborted",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "EvalError",
+    "NanochatError",
+    "Overloaded",
+    "RequestTooLong",
+    "TokenizerError",
+    "TrainingError",
+]
+
+
+class NanochatError(Exception):
+    """Everything this package raises on purpose; its text is meant for the user."""
+
+
+class ConfigError(NanochatError, ValueError):
+    """A setting that is wrong, unknown, or contradicts another."""
+
+
+class DataError(NanochatError, ValueError):
+    """Text or conversations that are missing, empty or malformed."""
+
+
+class TokenizerError(NanochatError, ValueError):
+    """A vocabulary that cannot be trained or read, or a token outside it."""
+
+
+class CheckpointError(NanochatError, RuntimeError):
+    """Weights that are absent, incomplete, or belong to another model."""
+
+
+class TrainingError(NanochatError, RuntimeError):
+    """A run that cannot go on."""
+
+
+class EngineError(NanochatError, RuntimeError):
+    """A request that cannot be served."""
+
+
+class RequestTooLong(EngineError):
+    """The prompt does not fit the context; the API answers context_length_exceeded."""
+
+
+class Overloaded(EngineError):
+    """The queue is full; the API answers 429."""
+
+
+class Aborted(EngineError):
+    """The caller went away before the answer was complete."""
+
+
+class EvalError(NanochatError, RuntimeError):
+    """A task that cannot be scored."""
