@@ -1,0 +1,32 @@
+"""The environment -> settings.   in: os.environ   out: values or None   who calls: files, cli.main
+
+Every environment variable of this package is read here and nowhere else; docs/env.md explains them.
+An empty variable counts as not set.
+Read next: files.py (home_dir), cli/main.py (what debug logging shows).
+"""
+
+import os
+from pathlib import Path
+
+from nanochat.common.errors import ConfigError
+
+__all__ = ["VARIABLES", "home_from_env", "is_debug"]
+
+VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_LOG")
+
+
+def home_from_env() -> Path | None:
+    """$NANOCHAT_HOME with ~ expanded, or None."""
+    value = os.environ.get("NANOCHAT_HOME")
+    return Path(value).expanduser() if value else None
+
+
+def is_debug() -> bool:
+    """Whether $NANOCHAT_LOG asks for tracebacks.
+
+    Raises: ConfigError for a value that is neither `info` nor `debug`.
+    """
+    value = os.environ.get("NANOCHAT_LOG") or "info"
+    if value not in ("info", "debug"):
+        raise ConfigError(f"NANOCHAT_LOG is {value!r}, expected info or debug")
+    return value == "debug"
