@@ -1,0 +1,135 @@
+"""What every test stands on: tolerances, a home of its own, no network, honest shapes."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Two workers on two cores: a torch with one thread each, in this process and in those it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import shapes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Tolerances stand here and nowhere else; relaxing one wants an entry in dev/LOG.md.
+LAYER_ATOL = 1e-5  # one layer, float32
+LOGITS_ATOL = 1e-4  # a whole model, float32: logits, log-probabilities, per-token losses
+GRAD_RTOL = 1e-4  # gradients, relative to the largest of their tensor
+RESUME_RTOL = 1e-5  # the losses of resumed training, relative
+
+# deadline: two cores shared with others.  derandomize: a failure here is a failure everywhere.
+settings.register_profile(
+    "nanochat",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("nanochat")
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "testserver", "")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """$NANOCHAT_HOME of this test alone; no other setting of the user leaks in."""
+    directory = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("NANOCHAT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NANOCHAT_HOME", str(directory))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of corpora and parity figures beside the repository; the test is skipped without.
+
+    Where the folder is there, what a test looks for in it must be there too.
+    """
+    directory = Path(os.environ.get("NANOCHAT_SHARED") or REPOSITORY.parent / "shared")
+    if not directory.is_dir():
+        pytest.skip(f"needs {directory} (or NANOCHAT_SHARED), which does not exist")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A tokenizer of 300 tokens, trained here: bytes, a few merges, the special tokens."""
+    from nanochat.tokenizer.train import train_tokenizer
+
+    return train_tokenizer(["the cat sat on the mat and the hat " * 20], vocab_size=300)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Connections and name look-ups end at this machine."""
+    connect, connect_ex, getaddrinfo = (
+        socket.socket.connect,
+        socket.socket.connect_ex,
+        socket.getaddrinfo,
+    )
+
+    def check(host: object) -> None:
+        if isinstance(host, bytes):
+            host = host.decode()
+        if host is not None and host not in LOOPBACK:
+            raise AssertionError(f"a test reached for the network: {host!r}")
+
+    def check_address(sock: socket.socket, address: Any) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            check(address[0])
+
+    def guarded_connect(sock: socket.socket, address: Any) -> None:
+        check_address(sock, address)
+        connect(sock, address)
+
+    def guarded_connect_ex(sock: socket.socket, address: Any) -> int:
+        check_address(sock, address)
+        return connect_ex(sock, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        check(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def honest_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the rooms with tensors, a local named x_BT has two dimensions, and B is one number."""
+    if request.path.parent.name not in shapes.ROOMS or request.node.get_closest_marker("slow"):
+        yield
+        return
+    found: list[str] = []
+    previous = sys.getprofile()
+    sys.setprofile(shapes.profiler(found))
+    try:
+        yield
+    finally:
+        sys.setprofile(previous)
+    assert not found, "\n".join(dict.fromkeys(found))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked gpu is skipped where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
