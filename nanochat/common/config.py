@@ -324,11 +324,11 @@ def _unknown_flag(config_type: type[Any], argv: Sequence[str], default: Any) -> 
     return ""
 
 
-def _value_after(name: str, argv: Sequence[str]) -> str:
-    """What the user gave for a flag; empty when it was given by another name."""
+def _value_after(names: str, argv: Sequence[str]) -> str:
+    """What the user gave for a flag (-p/--prompt); empty for a positional argument."""
     for index, token in enumerate(argv):
         flag, equals, value = token.replace("_", "-").partition("=")
-        if flag == name:
+        if flag in names.split("/"):
             rest = itertools.takewhile(lambda word: not _FLAG.fullmatch(word), argv[index + 1 :])
             return token.partition("=")[2] if equals else " ".join(rest)
     return ""
@@ -337,6 +337,6 @@ def _value_after(name: str, argv: Sequence[str]) -> str:
 def _expected(config_type: type[Any], name: str) -> str:
     """What a flag (--sampling.top-k) or a positional argument (MODEL) takes, in words."""
     hint: Any = config_type
-    for part in name.lstrip("-").lower().replace("-", "_").split("."):
+    for part in name.rpartition("/")[2].lstrip("-").lower().replace("-", "_").split("."):
         hint = typing.get_type_hints(hint).get(part, str)
     return _describe(hint)

@@ -1,0 +1,47 @@
+"""env.py: the environment is read in one place and explained in one page."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nanochat.common.env import VARIABLES, home_from_env, is_debug
+from nanochat.common.errors import ConfigError
+from tests.conftest import REPOSITORY
+
+
+def test_home_is_expanded_and_empty_is_unset(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home_from_env() == home
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_HOME", "~/models")
+    assert home_from_env() == tmp_path / "models"
+    monkeypatch.setenv("NANOCHAT_HOME", "")
+    assert home_from_env() is None
+
+
+def test_debug_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_debug()
+    monkeypatch.setenv("NANOCHAT_LOG", "debug")
+    assert is_debug()
+    monkeypatch.setenv("NANOCHAT_LOG", "loud")
+    with pytest.raises(ConfigError, match="NANOCHAT_LOG is 'loud', expected info or debug"):
+        is_debug()
+
+
+def test_every_variable_is_read_here_and_explained() -> None:
+    read = {
+        name
+        for path in (REPOSITORY / "nanochat").rglob("*.py")
+        for name in re.findall(r"environ\S*[(\[]\"(NANOCHAT_\w+)", path.read_text())
+    }
+    assert read == set(VARIABLES)
+    readers = [
+        path.name
+        for path in (REPOSITORY / "nanochat").rglob("*.py")
+        if re.search(r"environ\S*[(\[]\"NANOCHAT_", path.read_text())
+    ]
+    assert readers == ["env.py"]
+    page = (REPOSITORY / "docs" / "env.md").read_text().partition("Read by the setup")[0]
+    assert set(re.findall(r"^\| `(NANOCHAT_\w+)`", page, re.MULTILINE)) == set(VARIABLES)
