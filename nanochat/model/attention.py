@@ -1,0 +1,134 @@
+"""Causal attention with grouped heads, windows and a cache.   in: x_BTD   out: x_BTD   who calls: gpt.py
+
+A query sees itself and at most `window` tokens to its left, so window + 1 keys.  Two paths, named: a whole
+text at once (training, scoring), and new tokens against a cache (the engine), where every row of the batch
+stands at its own position.
+Source: grouped queries Ainslie et al., arXiv:2305.13245; QK norm Henry et al., arXiv:2010.04245, after the rotation.
+Read next: gpt.py; engine/cache.py (a KVCache).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nanochat.model.config import GPTConfig
+from nanochat.model.layers import Linear, rms_norm, rotate
+
+__all__ = ["CausalAttention", "KVCache", "Positions", "attend", "attend_cached"]
+
+# Queries a block when a window is shorter than the text: keys are sliced to the block's reach, so memory
+# and time grow with T * window and not with T * T.
+WINDOW_BLOCK_TOKENS = 256
+
+
+class KVCache(Protocol):
+    """Keys and values of the tokens before these; the engine owns the memory."""
+
+    def lengths_B(self) -> Tensor:
+        """How many tokens of each row are in the cache: the position of the row's next token."""
+
+    def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the layer, (B, S, K, E) each, the new ones at their rows' positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the tokens of this call stand: the rotary tables at their positions and, with a cache, the positions."""
+
+    cos: Tensor
+    sin: Tensor
+    positions_BT: Tensor | None = None
+
+
+class CausalAttention(nn.Module):
+    """Mixes each token with those before it; on some layers a value table by token joins the values."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.window = config.windows[layer]
+        self.query = Linear(config.model_dim, config.num_heads * config.head_dim)
+        self.key = Linear(config.model_dim, config.num_kv_heads * config.head_dim)
+        self.value = Linear(config.model_dim, config.num_kv_heads * config.head_dim)
+        self.output = Linear(config.num_heads * config.head_dim, config.model_dim)
+        if config.value_embedding is not None and config.has_value_embedding(layer):
+            self.value_gate = Linear(config.value_embedding.gate_channels, config.num_kv_heads)
+
+    def forward(
+        self, x_BTD: Tensor, value_embedding: Tensor | None, at: Positions, cache: KVCache | None
+    ) -> Tensor:
+        """Shapes: x_BTD, value_embedding (B, T, K * E) or None -> (B, T, D)."""
+        config = self.config
+        B, T, _ = x_BTD.shape
+        q_BTHE = self.query(x_BTD).view(B, T, config.num_heads, config.head_dim)
+        k_BTKE = self.key(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
+        v_BTKE = self.value(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
+        if value_embedding is not None:
+            v_BTKE = v_BTKE + self._gate(x_BTD) * value_embedding.view(v_BTKE.shape)
+        q_BTHE, k_BTKE = self._position(q_BTHE, at), self._position(k_BTKE, at)
+        if cache is None:
+            y_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, self.window)
+        else:
+            assert at.positions_BT is not None, "a cache needs positions"
+            k_BSKE, v_BSKE = cache.extend(self.layer, k_BTKE, v_BTKE)
+            y_BTHE = attend_cached(q_BTHE, k_BSKE, v_BSKE, at.positions_BT, self.window)
+        return self.output(y_BTHE.reshape(B, T, -1))
+
+    def _gate(self, x_BTD: Tensor) -> Tensor:
+        gate = self.config.value_embedding
+        assert gate is not None, "a value embedding without its gate"
+        logits_BTK = self.value_gate(x_BTD[..., : gate.gate_channels])
+        return (gate.gate_scale * torch.sigmoid(logits_BTK)).unsqueeze(-1)
+
+    def _position(self, x: Tensor, at: Positions) -> Tensor:
+        """Rotate first, then norm (the order matters for rounding), then scale if the generation does."""
+        x = rms_norm(rotate(x, at.cos, at.sin), self.config.norm_eps)
+        return x if self.config.qk_scale == 1.0 else x * self.config.qk_scale
+
+
+def attend(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, window: int | None) -> Tensor:
+    """Causal attention of a whole text with itself.
+
+    Shapes: q_BTHE, k_BTKE, v_BTKE -> (B, T, H, E); H is a multiple of K.
+    Units:  window in tokens to the left of the query; None: all.
+    """
+    T = q_BTHE.size(1)
+    if window is None or window >= T - 1:
+        return _sdpa(q_BTHE, k_BTKE, v_BTKE, None)
+    blocks = []
+    for start in range(0, T, WINDOW_BLOCK_TOKENS):
+        stop, reach = min(start + WINDOW_BLOCK_TOKENS, T), max(0, start - window)
+        rows = torch.arange(start, stop, device=q_BTHE.device)[:, None]
+        columns = torch.arange(reach, stop, device=q_BTHE.device)[None, :]
+        visible = (columns <= rows) & (rows - columns <= window)
+        blocks.append(_sdpa(q_BTHE[:, start:stop], k_BTKE[:, reach:stop], v_BTKE[:, reach:stop], visible))
+    return torch.cat(blocks, dim=1)
+
+
+def attend_cached(
+    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, positions_BT: Tensor, window: int | None
+) -> Tensor:
+    """Attention of new tokens with a cache in which key s of a row stands at position s.
+
+    Shapes: q_BTHE, k_BSKE, v_BSKE, positions_BT -> (B, T, H, E).
+    """
+    keys_S = torch.arange(k_BSKE.size(1), device=q_BTHE.device)
+    distance_BTS = positions_BT[:, :, None] - keys_S
+    visible_BTS = distance_BTS >= 0
+    if window is not None:
+        visible_BTS = visible_BTS & (distance_BTS <= window)
+    return _sdpa(q_BTHE, k_BSKE, v_BSKE, visible_BTS[:, None])
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """PyTorch's attention, which wants heads before time; `visible` None means causal."""
+    num_groups = q.size(2) // k.size(2)
+    if num_groups > 1:
+        k, v = (x.repeat_interleave(num_groups, dim=2) for x in (k, v))
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible, is_causal=visible is None
+    )
+    return y.transpose(1, 2)

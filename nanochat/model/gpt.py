@@ -1,0 +1,146 @@
+"""The transformer.   in: tokens_BT   out: logits_BTV   who calls: train, engine, evals
+
+    e  = norm(embedding[token])
+    x  = e + smear * sigmoid(gate(e)) * e[previous token]              (smear)
+    for each block:  x = residual * x + input * x0                     (residual lambdas)
+                     x = x + attention(norm(x));  x = x + mlp(norm(x))
+    x  = x - backout * x[middle block]                                 (backout)
+    logits = cap * tanh(head(norm(x)) / cap)
+
+What a generation lacks is absent from the module and from its weights.
+Source: karpathy/nanochat nanochat/gpt.py, five commits: see config.py.
+Read next: attention.py, init.py (first weights), cost.py (what it costs).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nanochat.model.attention import CausalAttention, KVCache, Positions
+from nanochat.model.config import GPTConfig
+from nanochat.model.layers import MLP, Linear, RotaryTable, rms_norm
+
+__all__ = ["GPT", "Block"]
+
+NO_TOKEN = -1  # in previous_B: this row has no token before its first one
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normed stream and added to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_eps = config.norm_eps
+        self.attention = CausalAttention(config, layer)
+        self.mlp = MLP(config.model_dim)
+
+    def forward(
+        self, x_BTD: Tensor, value_embedding: Tensor | None, at: Positions, cache: KVCache | None
+    ) -> Tensor:
+        """Shapes: x_BTD -> (B, T, D)."""
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.norm_eps), value_embedding, at, cache)
+        return x_BTD + self.mlp(rms_norm(x_BTD, self.norm_eps))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (FR-001).  Weights are whatever memory held: call init.initialize or load them."""
+
+    residual_lambdas: Tensor
+    input_lambdas: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, width = config.padded_vocab_size, config.model_dim
+        self.embedding = nn.Embedding(rows, width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.head = Linear(width, rows)
+        if config.residual_lambdas:
+            self.residual_lambdas = nn.Parameter(torch.ones(config.num_layers))
+            self.input_lambdas = nn.Parameter(torch.zeros(config.num_layers))
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(rows, config.num_kv_heads * config.head_dim)
+                for layer in range(config.num_layers)
+                if config.has_value_embedding(layer)
+            }
+        )
+        if config.smear_channels is not None:
+            self.smear_gate = Linear(config.smear_channels, 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.zeros(1))
+        self.rotary = RotaryTable(
+            config.head_dim,
+            config.rope_base,
+            config.context_len,
+            round_to_bfloat16=config.rope_dtype == "bfloat16",
+        )
+
+    def forward(
+        self, tokens_BT: Tensor, *, previous_B: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Capped logits of the token after each.
+
+        Shapes: tokens_BT, previous_B -> logits_BTV in float32, V the true vocabulary.
+        `previous_B` holds the token before each row's first (NO_TOKEN where there is none); with it and a
+        cache, any chunking of a text gives the same logits.
+        """
+        return self.logits(self.hidden(tokens_BT, previous_B=previous_B, cache=cache))
+
+    def hidden(
+        self, tokens_BT: Tensor, *, previous_B: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """The normed stream that the head reads.   Shapes: tokens_BT -> (B, T, D)."""
+        config = self.config
+        x_BTD = self._embed(tokens_BT, previous_B)
+        at = self._positions(tokens_BT, cache, x_BTD.dtype)
+        first_BTD = x_BTD
+        middle_BTD: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            if config.residual_lambdas:
+                x_BTD = self.residual_lambdas[layer].to(x_BTD.dtype) * x_BTD
+                x_BTD = x_BTD + self.input_lambdas[layer].to(x_BTD.dtype) * first_BTD
+            value_embedding = self._value_embedding(layer, tokens_BT, x_BTD.dtype)
+            x_BTD = block(x_BTD, value_embedding, at, cache)
+            if config.backout and layer == config.backout_layer:
+                middle_BTD = x_BTD
+        if middle_BTD is not None:
+            x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
+        return rms_norm(x_BTD, config.norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Capped logits in float32 (or wider) from the normed stream.   Shapes: (..., D) -> (..., V)."""
+        logits = self.head(hidden)[..., : self.config.vocab_size]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+
+    def _embed(self, tokens_BT: Tensor, previous_B: Tensor | None) -> Tensor:
+        e_BTD = rms_norm(self.embedding(tokens_BT), self.config.norm_eps)
+        if self.config.smear_channels is None:
+            return e_BTD
+        gate_BTG = self.smear_gate(e_BTD[..., : self.config.smear_channels])
+        amount = self.smear_lambda.to(e_BTD.dtype) * torch.sigmoid(gate_BTG)
+        if previous_B is None:
+            return torch.cat((e_BTD[:, :1], e_BTD[:, 1:] + amount[:, 1:] * e_BTD[:, :-1]), dim=1)
+        has_previous = (previous_B != NO_TOKEN)[:, None, None].to(e_BTD.dtype)
+        before = rms_norm(self.embedding(previous_B.clamp_min(0)), self.config.norm_eps)[:, None]
+        before_BTD = torch.cat((before * has_previous, e_BTD[:, :-1]), dim=1)
+        return e_BTD + amount * before_BTD
+
+    def _positions(self, tokens_BT: Tensor, cache: KVCache | None, dtype: torch.dtype) -> Positions:
+        T = tokens_BT.size(1)
+        if cache is None:
+            cos, sin = self.rotary(T, dtype, tokens_BT.device)
+            return Positions(cos[None, :, None], sin[None, :, None])
+        steps_T = torch.arange(T, device=tokens_BT.device)
+        positions_BT = cache.lengths_B()[:, None] + steps_T
+        cos, sin = self.rotary(int(positions_BT.max()) + 1, dtype, tokens_BT.device)
+        return Positions(cos[positions_BT][:, :, None], sin[positions_BT][:, :, None], positions_BT)
+
+    def _value_embedding(self, layer: int, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if not self.config.has_value_embedding(layer):
+            return None
+        table = self.value_embeddings[str(layer)]
+        assert isinstance(table, nn.Embedding)
+        return F.embedding(tokens_BT, table.weight).to(dtype)
