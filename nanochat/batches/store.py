@@ -1,0 +1,440 @@
+"""Documents, conversations -> tokens on disk.   in: text, a tokenizer   out: TokenStore   who
+calls: stream, mixture, cli
+
+A store is a directory:  tokens.bin (uint16, uint32 for more than 65,536 tokens), offsets.bin
+(int64: where each document begins, and the end), for conversations mask.bin (one byte a token: 1 is
+trained), and index.json with the counts, the size and SHA-256 of every file, the tokenizer's hash,
+and a fingerprint of it all.  Every document begins with <|bos|>. It is written in pieces of bounded
+size into a directory beside its place and renamed: it is whole or absent.  It is read through a
+memory map: what is used is what is in memory, and the system takes it back when it needs to.
+Read next: stream.py (who reads it), corpus/documents.py (where the text comes from).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nanochat.common.errors import DataError
+from nanochat.common.files import read_json, sha256_of_file
+from nanochat.common.messages import Conversation
+
+__all__ = [
+    "CHUNK_CHARS",
+    "Encoder",
+    "Progress",
+    "Store",
+    "TokenStore",
+    "cached_store",
+    "tokenize_conversations",
+    "tokenize_corpus",
+]
+
+# Encoded at once: 100 MB of Python integers at worst, and enough to keep 16 threads busy.
+CHUNK_CHARS = 4_000_000
+CHUNK_DOCUMENTS = 4096
+FORMAT = 1
+
+Indices = npt.NDArray[np.int64]
+Tokens = npt.NDArray[Any]  # uint16 or uint32
+Mask = npt.NDArray[np.uint8]
+Kind = Literal["documents", "conversations"]
+Progress = Callable[[int, int], None]
+"""Called after every chunk with the documents and tokens written so far."""
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """What a store needs of a tokenizer; `nanochat.tokenizer.tokenizer.Tokenizer` is one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def content_hash(self) -> str: ...
+    def encode_batch(
+        self, texts: Sequence[str], num_threads: int | None = None
+    ) -> list[list[int]]: ...
+
+
+class HasText(Protocol):
+    """A document, of which only the text matters here."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class HasMask(Protocol):
+    """A rendered conversation."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def loss_mask(self) -> list[int]: ...
+
+
+class Store(Protocol):
+    """What a stream reads: one store, or several mixed (mixture.py)."""
+
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def lengths(self, documents: Indices) -> Indices: ...
+    def tokens(self, document: int, start: int, stop: int) -> Tokens: ...
+    def mask(self, document: int, start: int, stop: int) -> Mask | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStore:
+    """The tokens of a corpus, memory-mapped; see the module's docstring for the files."""
+
+    directory: Path
+    kind: Kind
+    num_documents: int
+    num_tokens: int
+    num_trained_tokens: int
+    """Tokens with mask 1; all but each document's <|bos|> where there is no mask."""
+    num_characters: int
+    vocab_size: int
+    bos: int
+    tokenizer_hash: str
+    fingerprint: str
+    """SHA-256 over the hashes of the files: equal fingerprints mean equal tokens in equal order."""
+    counts: Mapping[str, int]
+    """What was left out while writing, by reason."""
+    files: Mapping[str, Mapping[str, Any]]
+    _tokens: Tokens
+    _offsets: Indices
+    _mask: Mask | None
+
+    @classmethod
+    def open(cls, directory: Path, tokenizer: Encoder | None = None) -> "TokenStore":
+        """The store in a directory; sizes are checked always, the tokenizer's hash where one is
+        given.
+
+        Raises: DataError naming the file and what is wrong.
+        """
+        index = _read_index(directory)
+        if tokenizer is not None and index["tokenizer_hash"] != tokenizer.content_hash:
+            raise DataError(
+                f"{directory}: made by tokenizer {index['tokenizer_hash'][:12]}, but this one is "
+                f"{tokenizer.content_hash[:12]}: tokenize the corpus again"
+            )
+        dtype = _token_dtype(index["vocab_size"])
+        for name, entry in index["files"].items():
+            _check_size(directory / name, entry["bytes"])
+        offsets = _mapped(directory / "offsets.bin", np.dtype(np.int64))
+        tokens = _mapped(directory / "tokens.bin", dtype)
+        has_mask = "mask.bin" in index["files"]
+        mask = _mapped(directory / "mask.bin", np.dtype(np.uint8)) if has_mask else None
+        if len(offsets) != index["num_documents"] + 1 or int(offsets[-1]) != len(tokens):
+            raise DataError(
+                f"{directory}: offsets.bin does not fit tokens.bin; delete the directory"
+            )
+        return cls(directory=directory, _tokens=tokens, _offsets=offsets, _mask=mask, **index)
+
+    def lengths(self, documents: Indices) -> Indices:
+        """How many tokens each of these documents has."""
+        return self._offsets[documents + 1] - self._offsets[documents]
+
+    def tokens(self, document: int, start: int, stop: int) -> Tokens:
+        """Tokens start to stop of a document; a view of the file."""
+        offset = int(self._offsets[document])
+        return self._tokens[offset + start : offset + stop]
+
+    def mask(self, document: int, start: int, stop: int) -> Mask | None:
+        """Which of those tokens are trained; None where all are."""
+        if self._mask is None:
+            return None
+        offset = int(self._offsets[document])
+        return self._mask[offset + start : offset + stop]
+
+    def verify(self) -> None:
+        """Read everything once and compare it with the hashes in the index.
+
+        Raises: DataError naming the file that is not what was written.
+        """
+        for name, entry in self.files.items():
+            if sha256_of_file(self.directory / name) != entry["sha256"]:
+                raise DataError(
+                    f"{self.directory / name} has changed since it was written: delete its store"
+                )
+
+
+def tokenize_corpus(
+    documents: Iterable[HasText],
+    tokenizer: Encoder,
+    directory: Path,
+    *,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Every document's tokens, <|bos|> first, in a new store at `directory`.
+
+    Memory: one chunk of CHUNK_CHARS characters and its tokens, whatever the size of the corpus.
+    Raises: DataError when there is no document, or the directory is taken.
+    """
+    with _Writer(directory, tokenizer, "documents") as writer:
+        for chunk in _chunks(documents, lambda document: len(document.text)):
+            texts = [document.text for document in chunk]
+            for text, tokens in zip(texts, tokenizer.encode_batch(texts, num_threads), strict=True):
+                if tokens:
+                    writer.add([tokenizer.bos, *tokens], None, len(text))
+                else:
+                    writer.counts["empty documents skipped"] += 1
+            if progress is not None:
+                progress(writer.num_documents, writer.num_tokens)
+    return TokenStore.open(directory, tokenizer)
+
+
+def tokenize_conversations(
+    conversations: Iterable[Conversation],
+    render: Callable[[Conversation], HasMask],
+    tokenizer: Encoder,
+    directory: Path,
+    *,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Every conversation's tokens and mask in a new store at `directory`.
+
+    `render` is `lambda c: render_training(c, tokenizer)`; the tokenizer itself is asked for what
+    the index says. A conversation in which nothing is trained is left out and counted.
+    Raises: DataError when no conversation is left, or the directory is taken.
+    """
+    with _Writer(directory, tokenizer, "conversations") as writer:
+        for number, conversation in enumerate(conversations, start=1):
+            tokens, loss_mask = (rendered := render(conversation)).tokens, rendered.loss_mask
+            assert len(tokens) == len(loss_mask), (
+                f"{len(tokens)} tokens, {len(loss_mask)} mask entries"
+            )
+            if any(loss_mask[1:]):
+                writer.add(tokens, loss_mask, 0)
+            else:
+                writer.counts["conversations without a trained token skipped"] += 1
+            if progress is not None and number % CHUNK_DOCUMENTS == 0:
+                progress(writer.num_documents, writer.num_tokens)
+    return TokenStore.open(directory, tokenizer)
+
+
+def cached_store(
+    root: Path, identity: str, tokenizer: Encoder, write: Callable[[Path], TokenStore]
+) -> TokenStore:
+    """The store for (identity, tokenizer) under `root`, written by `write` the first time.
+
+    `identity` says what the text is: the corpus fingerprint and whatever chose a part of
+    it.  Several processes may ask at once: one writes, the others wait and read.  What an
+    interrupted writer left is removed, what does not open is written again.
+    """
+    parts = [str(FORMAT), identity, tokenizer.content_hash]
+    directory = root / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / f"{directory.name}.lock"):
+        if directory.exists():
+            with contextlib.suppress(DataError):
+                return TokenStore.open(directory, tokenizer)
+            shutil.rmtree(directory)
+        for left_over in root.glob(f".{directory.name}.*.tmp"):
+            shutil.rmtree(left_over)
+        return write(directory)
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+class _Writer:
+    """A store under construction; it appears at `directory` when the block ends without an
+    exception."""
+
+    def __init__(self, directory: Path, tokenizer: Encoder, kind: Kind) -> None:
+        self._directory = directory
+        self._tokenizer = tokenizer
+        self._kind = kind
+        self._dtype = _token_dtype(tokenizer.vocab_size)
+        self.counts: Counter[str] = Counter()
+        self.num_documents = 0
+        self.num_tokens = 0
+        self._num_trained = 0
+        self._num_characters = 0
+
+    def __enter__(self) -> "_Writer":
+        if self._directory.exists():
+            raise DataError(
+                f"{self._directory} exists already, expected a free place for the tokens; delete it"
+            )
+        parent = self._directory.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        name = self._directory.name
+        self._temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".tmp"))
+        has_mask = self._kind == "conversations"
+        names = ["tokens.bin", "offsets.bin", *(["mask.bin"] if has_mask else [])]
+        self._files = {name: _HashedFile(self._temporary / name) for name in names}
+        self._files["offsets.bin"].write(np.zeros(1, np.int64))
+        return self
+
+    def add(self, tokens: list[int], mask: list[int] | None, num_characters: int) -> None:
+        self._files["tokens.bin"].write(np.array(tokens, self._dtype))
+        if mask is not None:
+            self._files["mask.bin"].write(np.array(mask, np.uint8))
+        self.num_tokens += len(tokens)
+        self.num_documents += 1
+        self._num_trained += len(tokens) - 1 if mask is None else sum(mask)
+        self._num_characters += num_characters
+        self._files["offsets.bin"].write(np.array([self.num_tokens], np.int64))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for file in self._files.values():
+                file.close()
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)  # gone already where it was renamed
+
+    def _publish(self) -> None:
+        if not self.num_documents:
+            left_out = "".join(f", {count} {reason}" for reason, count in self.counts.items())
+            raise DataError(f"no {self._kind} to tokenize{left_out}: expected at least one")
+        files = {name: file.entry() for name, file in self._files.items()}
+        hashes = json.dumps([[name, files[name]["sha256"]] for name in sorted(files)])
+        index = {
+            "format": FORMAT,
+            "kind": self._kind,
+            "num_documents": self.num_documents,
+            "num_tokens": self.num_tokens,
+            "num_trained_tokens": self._num_trained,
+            "num_characters": self._num_characters,
+            "vocab_size": self._tokenizer.vocab_size,
+            "bos": self._tokenizer.bos,
+            "tokenizer_hash": self._tokenizer.content_hash,
+            "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
+            "counts": dict(self.counts),
+            "files": files,
+        }
+        with (self._temporary / "index.json").open("w") as file:
+            json.dump(index, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        self._temporary.chmod(0o755)  # mkdtemp makes it private
+        try:
+            self._temporary.rename(self._directory)
+        except OSError as error:
+            raise DataError(
+                f"{self._directory}: cannot be put in place ({error.strerror})"
+            ) from None
+
+
+class _HashedFile:
+    """A file whose size and SHA-256 are known when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("wb", buffering=1 << 20)
+        self._digest = hashlib.sha256()
+        self._num_bytes = 0
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        data = values.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self._num_bytes += len(data)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def entry(self) -> dict[str, Any]:
+        return {"bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
+
+
+def _chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    num_characters = 0
+    for item in items:
+        chunk.append(item)
+        num_characters += size(item)
+        if num_characters >= CHUNK_CHARS or len(chunk) >= CHUNK_DOCUMENTS:
+            yield chunk
+            chunk, num_characters = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes of this machine; the system lets go when the process ends, however
+    it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+_FIELDS = {
+    "kind": str,
+    "num_documents": int,
+    "num_tokens": int,
+    "num_trained_tokens": int,
+    "num_characters": int,
+    "vocab_size": int,
+    "bos": int,
+    "tokenizer_hash": str,
+    "fingerprint": str,
+    "counts": dict,
+    "files": dict,
+}
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    index = read_json(directory / "index.json")
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        raise DataError(
+            f"{directory}: token store of format {found!r}, expected {FORMAT}; delete the directory"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(index.get(name), kind):
+            raise DataError(
+                f"{directory}/index.json: {name} is {index.get(name)!r}, expected {kind.__name__}"
+            )
+    if (
+        not {"tokens.bin", "offsets.bin"}
+        <= set(index["files"])
+        <= {"tokens.bin", "offsets.bin", "mask.bin"}
+    ):
+        raise DataError(
+            f"{directory}/index.json: files are {sorted(index['files'])}, expected tokens, offsets"
+        )
+    return {name: index[name] for name in _FIELDS}
+
+
+def _token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != num_bytes:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise DataError(f"{path} {state}, expected {num_bytes} bytes: delete its store")
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    # The plain array view of the map: slicing np.memmap itself costs ten times as much.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
