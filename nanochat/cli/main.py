@@ -14,6 +14,7 @@ Read next: any other file here; common/config.py (how Config becomes flags).
 
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -106,7 +107,7 @@ def _find_verb(words: Sequence[str]) -> Verb | None:
         return None
     name = " ".join(typed) if family else typed[0]
     known = family or [verb.name for verb in VERBS]
-    raise ConfigError(f"unknown verb {name!r}{nearest(name, known)}: nanochat --help lists them")
+    raise ConfigError(f"unknown verb {name!r}{nearest(name, known)} (nanochat --help lists them)")
 
 
 def _help(family: str) -> str:
@@ -143,8 +144,12 @@ def _reader_left() -> bool:
     If so, what is still buffered goes nowhere, and Python does not complain at exit.
     """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file behind it
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors and hang-ups are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True

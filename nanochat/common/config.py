@@ -300,14 +300,16 @@ def _problem(config_type: type[Any], argv: Sequence[str], default: Any, box: str
 
 
 def _box_text(box: str) -> str:
-    """The words above the first rule of tyro's box, on one line."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        words = line.strip("\u2502 ")
-        if words.startswith("\u2500"):
-            break
-        lines.append(words)
-    return " ".join(" ".join(lines).split())
+    """The first words under the title of tyro's box (drawn, or plain ASCII), on one line."""
+    _, *lines = box.splitlines()
+    for is_rule, group in itertools.groupby((line.strip("\u2502 ") for line in lines), _is_rule):
+        if not is_rule and (text := " ".join(" ".join(group).split())):
+            return text
+    return "the arguments are not understood"
+
+
+def _is_rule(line: str) -> bool:
+    return len(line) > 3 and set(line) <= {"\u2500", "-"}
 
 
 def _unknown_flag(config_type: type[Any], argv: Sequence[str], default: Any) -> str:

@@ -1,6 +1,8 @@
 """config.py: defaults < file < flags; what is wrong is one line with the value and the remedy."""
 
 import dataclasses
+import io
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -224,6 +226,13 @@ def test_flags_that_are_wrong_are_one_line(
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # who calls prints it, once
+
+
+def test_boxes_of_plain_characters_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    with pytest.raises(ConfigError, match="^--depth is 'six', expected a whole number"):
+        read("d4", "--depth", "six")
 
 
 def test_an_error_says_where_help_is() -> None:
