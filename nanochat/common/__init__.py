@@ -1,4 +1,5 @@
-"""The floor.   in: nothing of ours   out: errors, settings, files, device, messages   who calls: every room
+"""The floor.   in: nothing of ours   out: errors, settings, files, device, messages
+who calls: every room
 
-Nothing here knows what a language model is.  Torch is imported by `device` alone, never by this package.
+Nothing here knows what a language model is.  Torch is imported by `device` alone.
 """

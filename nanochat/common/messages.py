@@ -1,8 +1,8 @@
-"""What people and models say to each other.   in: JSON   out: Message, Part   who calls: corpus, tokenizer.chat,
-evals, engine, server
+"""What people and models say to each other.   in: JSON   out: Message, Part
+who calls: corpus, tokenizer.chat, evals, engine, server
 
 A conversation is a tuple of messages; an assistant's content is text, or parts when it used a tool.
-Read next: tokenizer/chat.py (conversation -> tokens), corpus/conversations.py (files -> conversations).
+Read next: tokenizer/chat.py (conversation -> tokens), corpus/conversations.py (files -> these).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,15 @@ from typing import Any, Literal, get_args
 
 from nanochat.common.errors import DataError
 
-__all__ = ["Conversation", "Message", "Part", "PartKind", "Role", "conversation_from_json", "conversation_to_json"]
+__all__ = [
+    "Conversation",
+    "Message",
+    "Part",
+    "PartKind",
+    "Role",
+    "conversation_from_json",
+    "conversation_to_json",
+]
 
 Role = Literal["system", "user", "assistant"]
 PartKind = Literal["text", "python", "python_output"]
@@ -19,7 +27,7 @@ PartKind = Literal["text", "python", "python_output"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of an assistant's turn: words, an expression for the calculator, or what it answered."""
+    """A stretch of an assistant's turn: words, a calculator's expression, or its answer."""
 
     kind: PartKind
     text: str
@@ -39,13 +47,16 @@ Conversation = tuple[Message, ...]
 def conversation_from_json(messages: Sequence[Any], where: str = "conversation") -> Conversation:
     """The messages of one conversation, checked; `where` names the file and line in errors.
 
-    Example: conversation_from_json([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    Example: conversation_from_json([{"role": "user", "content": "Hi"}])
     Raises:  DataError for anything that is not role + content in the shapes of karpathy/nanochat
-             (tasks/customjson.py at 2f09686): string content, or a list of {"type", "text"} for the assistant.
+             (tasks/customjson.py at 2f09686): string content, or for the assistant a list of
+             {"type", "text"}.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError(f"{where}: expected a non-empty list of messages, got {_short(messages)}")
-    return tuple(_message(message, f"{where}, message {index}") for index, message in enumerate(messages))
+    return tuple(
+        _message(message, f"{where}, message {index}") for index, message in enumerate(messages)
+    )
 
 
 def conversation_to_json(conversation: Conversation) -> list[dict[str, Any]]:
@@ -66,7 +77,9 @@ def _message(raw: Any, where: str) -> Message:
         raise DataError(f'{where}: expected {{"role": ..., "content": ...}}, got {_short(raw)}')
     role, content = raw["role"], raw["content"]
     if role not in get_args(Role):
-        raise DataError(f"{where}: role is {_short(role)}, expected one of {', '.join(get_args(Role))}")
+        raise DataError(
+            f"{where}: role is {_short(role)}, expected one of {', '.join(get_args(Role))}"
+        )
     if isinstance(content, str):
         return Message(role, content)
     if role == "assistant" and isinstance(content, list) and content:
@@ -75,9 +88,16 @@ def _message(raw: Any, where: str) -> Message:
 
 
 def _part(raw: Any, where: str) -> Part:
-    if isinstance(raw, Mapping) and raw.get("type") in get_args(PartKind) and isinstance(raw.get("text"), str):
+    if (
+        isinstance(raw, Mapping)
+        and raw.get("type") in get_args(PartKind)
+        and isinstance(raw.get("text"), str)
+    ):
         return Part(raw["type"], raw["text"])
-    raise DataError(f'{where}: expected a part {{"type": "text"|"python"|"python_output", "text": ...}}, got {_short(raw)}')
+    raise DataError(
+        f'{where}: expected a part {{"type": "text"|"python"|"python_output", "text": ...}}, '
+        f"got {_short(raw)}"
+    )
 
 
 def _short(value: Any) -> str:
