@@ -64,7 +64,10 @@ def tiny_tokenizer() -> Any:
     """A tokenizer of 300 tokens, trained here: bytes, a few merges, the special tokens."""
     from nanochat.tokenizer.train import train_tokenizer
 
-    return train_tokenizer(["the cat sat on the mat and the hat " * 20], vocab_size=300)
+    return train_tokenizer(
+        ["the quick brown fox jumps over the lazy dog while the cat sat on the mat " * 20],
+        vocab_size=300,
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
