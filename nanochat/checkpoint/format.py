@@ -1,0 +1,169 @@
+"""A checkpoint on disk.   in: weights, config, tokenizer   out: a directory that is whole or absent
+who calls: train (through the door), resolve.py
+
+    step_000500/
+      manifest.json           format version, every file's size and SHA-256, step, versions; written last
+      config.json             GPTConfig
+      model.safetensors       float32 masters, by name
+      optimizer.safetensors   moments by weight name (absent where nothing is meant to go on from it)
+      state.json              stage, step, metrics, lineage
+      tokenizer/tokenizer.json
+
+Written to a temporary sibling, flushed, renamed: what has no valid manifest does not exist.
+Read next: resolve.py (names -> directories), reference.py (karpathy/nanochat's files).
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import nanochat
+from nanochat.common.errors import CheckpointError
+from nanochat.common.files import read_json, sha256_of_file, write_json_atomically
+from nanochat.model.config import GPTConfig
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "find_steps", "load_checkpoint", "save_checkpoint"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What a checkpoint directory holds; tensors in float32."""
+
+    config: GPTConfig
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer
+    optimizer: Mapping[str, Tensor] | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Stage, step, metrics, and the directory this run started from."""
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write the directory; it appears whole or not at all.
+
+    Raises: CheckpointError if it exists already, or the disk refuses.
+    """
+    if directory.exists():
+        raise CheckpointError(f"{directory} exists already: choose another --run, or pass --overwrite")
+    temporary = directory.with_name(f".{directory.name}.writing")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "tokenizer").mkdir(parents=True)
+        write_json_atomically(temporary / "config.json", checkpoint.config.to_json())
+        save_file(_plain(checkpoint.weights), temporary / "model.safetensors")
+        if checkpoint.optimizer is not None:
+            save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
+        write_json_atomically(temporary / "state.json", dict(checkpoint.state))
+        checkpoint.tokenizer.save(temporary / "tokenizer" / "tokenizer.json")
+        write_json_atomically(temporary / "manifest.json", _manifest(temporary, checkpoint))
+        _flush(temporary)
+        temporary.rename(directory)
+        _flush_directory(directory.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{directory}: not saved, {error}; earlier checkpoints are untouched") from error
+
+
+def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpoint:
+    """The checkpoint of a directory, its sizes and hashes verified, its tensors compared with its config.
+
+    Raises: CheckpointError naming the file and the reason.
+    """
+    manifest = _read(directory / "manifest.json")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory}: format version {manifest.get('format_version')}, this nanochat reads {FORMAT_VERSION}"
+        )
+    for name, entry in manifest["files"].items():
+        _verify(directory / name, entry)
+    optimizer = directory / "optimizer.safetensors"
+    return Checkpoint(
+        config=GPTConfig.from_json(_read(directory / "config.json")),
+        weights=_tensors(directory / "model.safetensors"),
+        tokenizer=Tokenizer.load(directory / "tokenizer" / "tokenizer.json"),
+        optimizer=_tensors(optimizer) if with_optimizer and optimizer.is_file() else None,
+        state=_read(directory / "state.json"),
+    )
+
+
+def find_steps(directory: Path) -> dict[int, Path]:
+    """The finished checkpoints of a stage, by step, ascending; a directory without a manifest is none."""
+    found = {
+        int(match[1]): path
+        for path in (directory / "checkpoints").glob("step_*")
+        if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "manifest.json").is_file()
+    }
+    return dict(sorted(found.items()))
+
+
+def _manifest(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        "format_version": FORMAT_VERSION,
+        "nanochat": nanochat.__version__,
+        "torch": torch.__version__,
+        "step": checkpoint.state.get("step"),
+        "tokenizer_hash": checkpoint.tokenizer.content_hash,
+        "files": {
+            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            for path in files
+        },
+    }
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return value
+
+
+def _verify(path: Path, entry: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, though the manifest lists it")
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
+    if sha256_of_file(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: its SHA-256 differs from the manifest: the file was changed or damaged")
+
+
+def _flush(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in (*(path for path in directory.rglob("*") if path.is_dir()), directory):
+        _flush_directory(path)
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
