@@ -1,0 +1,47 @@
+# make demo and make test need nothing but make and what scripts/setup finds or asks for.
+# Kept plain: GNU make 3.81 (macOS) runs it.
+
+BIN = .venv/bin
+PYTHON_FILES = nanochat scripts tests
+
+.PHONY: help setup dev demo test check fmt bench golden docs requirements size
+
+help:
+	@echo "make demo          the whole story: install, train, chat in the browser   (ARGS='--no-serve')"
+	@echo "make test          install what the tests need, run them                  (ARGS='tests/cli -x')"
+	@echo "make setup         install into .venv"
+	@echo "make check         format, lint, types, layers, docs and public names are in order"
+	@echo "make fmt           format and mend what can be mended"
+	@echo "make docs          write docs/cli.md and docs/map.md anew"
+	@echo "make requirements  which numbers of docs/requirements.md no test carries"
+	@echo "make size          lines of code by room"
+
+setup:
+	@scripts/setup
+
+dev:
+	@scripts/setup dev
+
+demo: setup
+	@$(BIN)/nanochat demo $(ARGS)
+
+# Two workers.  The whole suite also measures coverage, which make check reads.
+test: dev
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(or $(ARGS),--cov --cov-report= --cov-fail-under=0)
+
+# Everything is checked, then the answer is given: one run shows all that is wrong.
+check: dev
+	@$(BIN)/python scripts/check.py
+
+fmt: dev
+	$(BIN)/ruff format $(PYTHON_FILES)
+	$(BIN)/ruff check --fix $(PYTHON_FILES)
+
+docs: dev
+	$(BIN)/python scripts/docs.py
+
+requirements: dev
+	@$(BIN)/python scripts/requirements.py
+
+size: setup
+	@$(BIN)/python scripts/size.py
