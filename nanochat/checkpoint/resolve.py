@@ -21,7 +21,7 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer.reference import load_reference_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["STAGES", "Loaded", "load", "resolve", "restore", "run_directory"]
+__all__ = ["STAGES", "Loaded", "load", "read", "resolve", "restore", "run_directory"]
 
 STAGES = ("pretrain", "midtrain", "sft")  # in the order they are run
 CHAT_STAGES = ("midtrain", "sft", "rl")
@@ -65,7 +65,7 @@ def load(
     Raises: CheckpointError saying what was looked for, what there is, and what to do.
     """
     path = resolve(reference, home)
-    checkpoint = _read(path)
+    checkpoint = read(path)
     model = restore(checkpoint, str(path))
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -133,10 +133,14 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
     return model
 
 
-def _read(path: Path) -> Checkpoint:
+def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
+    """The checkpoint in a directory of either format; moments only from our own.
+
+    Raises: CheckpointError naming the file and the reason.
+    """
     files = karpathy.find_files(path)
     if files is None:
-        return load_checkpoint(path)
+        return load_checkpoint(path, with_optimizer=with_optimizer)
     weights = karpathy.load_weights(files.model)
     config = karpathy.load_config(files.meta, weights)
     stage = {"base": "pretrain", "mid": "midtrain", "chatsft": "sft", "chatrl": "rl"}

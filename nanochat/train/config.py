@@ -1,0 +1,132 @@
+"""What each stage can be told.   in: flags, TOML   out: frozen dataclasses   who calls: cli, plan.py, the stages
+
+Imports no torch, so that `nanochat pretrain --help` is instant.  None means automatic; the plan that a stage
+prints and saves says what was chosen and why.
+Read next: plan.py (which resolves them).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat.common.config import CommonOptions
+from nanochat.common.errors import ConfigError
+
+__all__ = ["MidtrainConfig", "PretrainConfig", "SftConfig", "StageConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(CommonOptions):
+    """What all stages share."""
+
+    run: str | None = None
+    """Name of the run directory. None: d<depth> for pretraining, the model's own run after it."""
+    overwrite: bool = False
+    """Replace what this stage of this run has left before."""
+    seed: int = 0
+    """First weights and data order; equal seeds give equal runs on a CPU."""
+    device: str | None = None
+    """cuda, mps or cpu. None: the fastest there is."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What matrices are multiplied in; weights are kept in float32 always."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: where it can work here and the run is long enough to repay it."""
+    num_steps: int | None = None
+    """Optimizer steps. None: from the token budget, or once through the conversations."""
+    batch_tokens: int | None = None
+    """Tokens per optimizer step. None: from the token budget."""
+    device_batch_rows: int | None = None
+    """Rows computed at once; the rest of a step is accumulated. None: what fits."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate."""
+    warmup_steps: int | None = None
+    """Steps over which the rate rises. None: 40, at most a tenth of the run."""
+    eval_every: int | None = None
+    """Steps between validations. None: four times a run; 0: only at the end."""
+    eval_tokens: int = 262_144
+    """Tokens of validation text."""
+    log_every: int = 10
+    """Steps between plain lines where the terminal cannot show live progress."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value}, expected at least {least}"
+            for name, least in self._least().items()
+            if (value := getattr(self, name)) is not None and value < least
+        ]
+        if self.lr_scale <= 0:
+            problems.append(f"lr_scale is {self.lr_scale}, expected more than 0")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def _least(self) -> dict[str, int]:
+        return {
+            "seed": 0,
+            "num_steps": 1,
+            "batch_tokens": 1,
+            "device_batch_rows": 1,
+            "warmup_steps": 0,
+            "eval_every": 0,
+            "eval_tokens": 1,
+            "log_every": 1,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """Train a base model on text: --data files, folders or globs, or the built-in synthetic world."""
+
+    data: tuple[str, ...] = ()
+    """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the built-in world."""
+    val_data: tuple[str, ...] = ()
+    """Validation text. None: a hundredth of the documents of --data, chosen by their content."""
+    text_column: str = "text"
+    """Column or key that holds the text."""
+    tokenizer: str | None = None
+    """A tokenizer.json. None: one is trained on the data."""
+    vocab_size: int = 32_768
+    """Entries of the tokenizer to train."""
+    depth: int = 12
+    """The dial: layers; width, heads, batch, rates and length of the run follow from it."""
+    context_len: int = 2048
+    """Tokens per row."""
+    head_dim: int = 128
+    """Width of one attention head."""
+    aspect_ratio: int = 64
+    """Width per layer of depth, before rounding up to whole heads."""
+    window_pattern: str | None = None
+    """S (short) and L (long) windows, tiled over the layers. None: SSSL on a GPU, L elsewhere."""
+    generation: Literal["v1", "v2", "v3", "v4", "v5"] = "v5"
+    """Which generation of karpathy/nanochat's mathematics."""
+    tokens_per_parameter: float = 12.0
+    """Token budget: this times the weights of matrices and head."""
+
+    def _least(self) -> dict[str, int]:
+        return super(PretrainConfig, self)._least() | {
+            "vocab_size": 265,
+            "depth": 1,
+            "context_len": 2,
+            "head_dim": 2,
+            "aspect_ratio": 1,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MidtrainConfig(StageConfig):
+    """Teach a base model the shape of conversations: long packed rows, every conversation once, all tokens trained."""
+
+    model: str = ""
+    """The model to go on from: a run, or a directory."""
+    chats: tuple[str, ...] = ()
+    """Conversations: .jsonl, .json (plain, .gz, .zst), folders, globs. None: the built-in world's."""
+    num_conversations: int = 20_000
+    """How many of the built-in world's, where --chats is not given."""
+    num_epochs: int = 1
+    """Times through the conversations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(MidtrainConfig):
+    """Fine-tune on conversations: one a row, padded, only what the assistant says is trained."""
+
+    num_conversations: int = 10_000
+    """How many of the built-in world's, where --chats is not given."""

@@ -1,0 +1,111 @@
+"""A stage that goes on from another.   in: a model reference, conversations   out: Finished
+who calls: midtrain.py, sft.py
+
+Weights and, where they were saved, the optimizer's moments are taken over; rates and schedule are the stage's own.
+Read next: stages.py, plan.py (plan_chat_stage).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nanochat.batches.store import Store
+from nanochat.batches.stream import ConversationStream, validation_batches
+from nanochat.checkpoint.resolve import read, resolve, restore
+from nanochat.common.device import best_device, compute_dtype
+from nanochat.common.errors import ConfigError
+from nanochat.model.config import Generation, GPTConfig
+from nanochat.train.config import MidtrainConfig
+from nanochat.train.display import Display
+from nanochat.train.loss import bits_per_byte
+from nanochat.train.optim import RECIPES, Optimizer
+from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
+from nanochat.train.stages import Finished, StageWork, hardware_of, open_stage, train_stage
+
+__all__ = ["ChatStage", "train_on_conversations"]
+
+VALIDATION_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatStage:
+    """What tells mid-training and SFT apart."""
+
+    name: str
+    decay_fraction: float
+    is_padded: bool
+    stream: Callable[[int], ConversationStream]
+    """The rows, for a context length."""
+
+
+def train_on_conversations(
+    config: MidtrainConfig, stage: ChatStage, validation: Store | None, display: Display
+) -> Finished:
+    """Train the model of `config.model` on the stage's rows.
+
+    Raises: ConfigError if no model is named; CheckpointError if it is not there.
+    """
+    if not config.model:
+        raise ConfigError(f"nanochat {stage.name} needs a model to go on from: a run, or a directory")
+    path = resolve(config.model, config.home)
+    checkpoint = read(path, with_optimizer=True)
+    directory = open_stage(config, config.run or _run_of(config.model), stage.name)
+    tokenizer = checkpoint.tokenizer
+    device = best_device(config.device)
+    model = restore(checkpoint, str(path)).to(device)
+    stream = stage.stream(model.config.context_len)
+    display.note(f"  {stream.report()}")
+    plan = plan_chat_stage(
+        config,
+        model.config,
+        hardware_of(config),
+        stream.num_rows_per_epoch * config.num_epochs,
+        batch_tokens=int(checkpoint.state.get("batch_tokens", REFERENCE_BATCH_TOKENS)),
+        decay_fraction=stage.decay_fraction,
+    )
+    optimizer = Optimizer(
+        model,
+        RECIPES[_generation(model.config)],
+        lr_scale=plan.lr_scale,
+        compute_dtype=compute_dtype(device, config.dtype),
+    )
+    if checkpoint.optimizer is not None:
+        optimizer.load_state(checkpoint.optimizer)
+
+    def validate() -> float:
+        assert validation is not None, "validate is only handed on with validation text"
+        batches = validation_batches(validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS)
+        return bits_per_byte(model, batches, tokenizer.token_bytes)
+
+    work = StageWork(
+        name=stage.name,
+        run=directory.parent.name,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        stream=stream,
+        plan=plan,
+        validate=validate if validation is not None else None,
+        is_padded=stage.is_padded,
+        parent=str(path),
+    )
+    return train_stage(config, work, directory, display)
+
+
+def _run_of(reference: str) -> str:
+    """The run that a reference such as d12/midtrain@500 belongs to.
+
+    Raises: ConfigError for a directory, which has none.
+    """
+    run = reference.split("@")[0].split("/")[0]
+    if not run or reference.startswith((".", "/", "~")):
+        raise ConfigError(f"model {reference!r} is a directory: name the run to write with --run")
+    return run
+
+
+def _generation(config: GPTConfig) -> Generation:
+    """Whose optimizer fits a model: decided by what it has."""
+    if config.smear_channels is not None:
+        return "v5"
+    if config.value_embedding is not None:
+        return "v4" if config.qk_scale != 1.0 else "v3"
+    return "v2" if config.residual_lambdas else "v1"

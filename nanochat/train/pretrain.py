@@ -1,0 +1,76 @@
+"""Text -> a base model.   in: PretrainConfig, token stores   out: Finished   who calls: cli
+
+Read next: loop.py, plan.py.
+"""
+
+import torch
+
+from nanochat.batches.store import Store
+from nanochat.batches.stream import PackedStream, validation_batches
+from nanochat.common.device import best_device, compute_dtype
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.init import initialize
+from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.config import PretrainConfig
+from nanochat.train.display import Display
+from nanochat.train.loss import bits_per_byte
+from nanochat.train.optim import RECIPES, Optimizer
+from nanochat.train.plan import plan_pretrain
+from nanochat.train.stages import Finished, StageWork, hardware_of, open_stage, train_stage
+
+__all__ = ["model_config_of", "pretrain"]
+
+VALIDATION_ROWS = 8
+
+
+def model_config_of(config: PretrainConfig, vocab_size: int) -> GPTConfig:
+    """The model that a pretraining config asks for."""
+    pattern = config.window_pattern
+    if pattern is None and config.generation != "v1" and hardware_of(config).device_type != "cuda":
+        pattern = "L"  # short contexts gain nothing from windows, and plain attention has a fused kernel
+    return GPTConfig.from_depth(
+        config.depth,
+        vocab_size=vocab_size,
+        context_len=config.context_len,
+        head_dim=config.head_dim,
+        aspect_ratio=config.aspect_ratio,
+        window_pattern=pattern,
+        generation=config.generation,
+    )
+
+
+def pretrain(
+    config: PretrainConfig, tokenizer: Tokenizer, train: Store, validation: Store, display: Display
+) -> Finished:
+    """A base model trained from nothing on the documents of `train`."""
+    run = config.run or f"d{config.depth}"
+    directory = open_stage(config, run, "pretrain")
+    model_config = model_config_of(config, tokenizer.vocab_size)
+    plan = plan_pretrain(config, model_config, hardware_of(config))
+    device = best_device(config.device)
+    with torch.device(device):
+        model = GPT(model_config)
+    initialize(model, config.generation, config.seed)
+    optimizer = Optimizer(
+        model,
+        RECIPES[config.generation],
+        lr_scale=plan.lr_scale,
+        compute_dtype=compute_dtype(device, config.dtype),
+    )
+
+    def validate() -> float:
+        batches = validation_batches(validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS)
+        return bits_per_byte(model, batches, tokenizer.token_bytes)
+
+    work = StageWork(
+        name="pretrain",
+        run=run,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        stream=PackedStream(train, plan.context_len, seed=config.seed),
+        plan=plan,
+        validate=validate,
+    )
+    return train_stage(config, work, directory, display)
