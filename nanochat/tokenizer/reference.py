@@ -3,11 +3,12 @@ who calls: checkpoint, cli (`nanochat tokenizer import`)
 
 A pickle is a program that may run anything, so this one is never run.  A tokenizer needs 21 of
 pickle's 68 instructions, which only arrange strings, bytes and numbers; the small machine below
-knows these and no others.  The one name a file may mention, tiktoken.core.Encoding, becomes a mark
-for the four fields and is never imported or built.
+knows these and does not even read the arguments of others.  The one name a file may mention,
+tiktoken.core.Encoding, becomes a mark for the four fields and is never imported or built.
 Read next: tokenizer.py (what is checked afterwards), tests/tokenizer/test_reference.py (attacks).
 """
 
+import io
 import pickletools
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,11 @@ _FIELDS = ("mergeable_ranks", "name", "pat_str", "special_tokens")
 _PUSHES = frozenset(
     "SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BININT BININT1 BININT2".split()
 )
+_NEEDED = _PUSHES | frozenset(
+    "PROTO FRAME MEMOIZE BINGET LONG_BINGET MARK EMPTY_DICT EMPTY_TUPLE SETITEM SETITEMS "
+    "STACK_GLOBAL NEWOBJ BUILD STOP".split()
+)
+_INSTRUCTIONS = {code.code.encode("latin-1"): code for code in pickletools.opcodes}
 _MAX_INSTRUCTIONS = 4 * MAX_VOCAB_SIZE  # a token takes three; bounds time (seconds) and memory
 
 V = TypeVar("V")
@@ -61,20 +67,30 @@ def _read(path: Path) -> bytes:
 def _fields(data: bytes) -> dict[Any, Any]:
     """The fields of the one object the pickle describes."""
     machine = _Machine()
+    stream = io.BytesIO(data)
+    for _ in range(_MAX_INSTRUCTIONS):
+        name, argument = _next_instruction(stream)
+        if name == "STOP":
+            return machine.result(is_whole=not stream.read(1))
+        machine.step(name, argument)
+    raise TokenizerError(f"has more than {_MAX_INSTRUCTIONS} instructions: refused")
+
+
+def _next_instruction(stream: io.BytesIO) -> tuple[str, Any]:
+    instruction = _INSTRUCTIONS.get(stream.read(1))
+    if instruction is None:
+        raise TokenizerError("is not a whole pickle, expected tokenizer.pkl of karpathy/nanochat")
+    if instruction.name not in _NEEDED:
+        raise TokenizerError(
+            f"holds the pickle instruction {instruction.name}, which a tokenizer does not need and "
+            "which may run a program: refused; do not open this file with anything else"
+        )
     try:
-        for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
-            if count >= _MAX_INSTRUCTIONS:
-                raise TokenizerError(f"has more than {_MAX_INSTRUCTIONS} instructions: refused")
-            if instruction.name == "STOP":
-                return machine.result(is_whole=position == len(data) - 1)
-            machine.step(instruction.name, argument)
-    except (ValueError, OverflowError) as error:
-        if isinstance(error, TokenizerError):
-            raise
+        return instruction.name, instruction.arg.reader(stream) if instruction.arg else None
+    except ValueError as error:
         raise TokenizerError(
             f"is not a whole pickle ({error}), expected tokenizer.pkl of karpathy/nanochat"
         ) from None
-    raise AssertionError("genops ends with STOP or an exception")
 
 
 class _Mark:
@@ -100,7 +116,7 @@ class _Machine:
         self._memo: list[Any] = []
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one instruction; refuse it if a tokenizer does not need it."""
+        """Carry out one of the instructions a tokenizer needs."""
         if name in _PUSHES:
             self._stack.append(argument)
         elif name == "MEMOIZE":
@@ -123,13 +139,9 @@ class _Machine:
             self._mention()
         elif name == "NEWOBJ":
             self._new_object()
-        elif name == "BUILD":
-            self._set_fields()
         else:
-            raise TokenizerError(
-                f"holds the pickle instruction {name}, which a tokenizer does not need and which "
-                "may run a program: refused; do not open this file with anything else"
-            )
+            assert name == "BUILD", f"{name} is needed, but nothing here carries it out"
+            self._set_fields()
 
     def result(self, *, is_whole: bool) -> dict[Any, Any]:
         """The fields of the object, if it is all there is."""
