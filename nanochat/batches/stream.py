@@ -94,6 +94,7 @@ class _RowStream:
         self._layout = layout
         self._seed = seed
         self._num_epochs = num_epochs
+        self._form: list[str | int] = [layout]
         self._num_groups = max(1, round(store.num_documents / GROUP_DOCUMENTS))
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
         self._epoch_starts = [0]  # the first row of each epoch that has been reached
@@ -104,17 +105,12 @@ class _RowStream:
 
     @property
     def fingerprint(self) -> str:
-        """What decides every batch but its number: 64 hexadecimal digits for a checkpoint to
-        remember."""
-        settings = [
-            self._store.fingerprint,
-            self._context_len,
-            self._layout,
-            self._seed,
-            self._num_epochs,
-            GROUP_DOCUMENTS,
-        ]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        """What decides every batch but its number: 64 digits for a checkpoint to remember.
+
+        The number of epochs is not part of it: more of them go on with the same batches.
+        """
+        settings = [self._store.fingerprint, self._context_len, self._seed, GROUP_DOCUMENTS]
+        return hashlib.sha256(json.dumps([*settings, *self._form]).encode()).hexdigest()
 
     @property
     def num_rows_per_epoch(self) -> int:
@@ -301,6 +297,7 @@ class ConversationStream(_RowStream):
             raise ConfigError(f"multiple is {multiple}, expected at least 1")
         self._multiple = multiple
         self._is_masked = is_masked
+        self._form += [is_masked, multiple if layout == "padded" else 0]
 
     def batch(self, index: int, num_rows: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rank's rows of the batch with this number.

@@ -1,0 +1,161 @@
+"""Several stores -> one.   in: Source(name, store, epochs)   out: Mixture, which reads like a store
+who calls: cli, stream
+
+A mixture numbers the documents of its sources one source after another, each as often as its
+epochs say: 3 is every document three times, 0.25 every fourth document.  A stream shuffles these
+numbers like those of any store, so that the order is as pure a function of (seed, n) as elsewhere.
+Read next: stream.py (who reads it), train/midtrain.py (what is mixed).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nanochat.batches.store import Indices, Mask, Tokens, TokenStore
+from nanochat.common.errors import ConfigError, DataError
+
+__all__ = ["Mixture", "Share", "Source", "epochs_for_shares"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One part of a mixture.
+
+    Raises: ConfigError when epochs is not a number above 0.
+    """
+
+    name: str
+    store: TokenStore
+    epochs: float = 1.0
+    """How often its documents occur in one epoch of the mixture; below 1, a part of them does."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.epochs < float("inf"):
+            raise ConfigError(f"{self.name}: epochs is {self.epochs}, expected a number above 0")
+
+    @property
+    def num_documents(self) -> int:
+        """Documents it contributes, repeated ones counted again; at least one."""
+        return max(1, round(self.store.num_documents * self.epochs))
+
+
+class Share(NamedTuple):
+    """What a source contributes, for the plan."""
+
+    name: str
+    num_documents: int
+    num_tokens: int
+    fraction: float
+    """Of the mixture's tokens."""
+
+
+class Mixture:
+    """A store made of others.
+
+    Example: Mixture([Source(name="chats", store=a), Source(name="spelling", store=b, epochs=0.5)])
+    Raises:  ConfigError without sources; DataError when they were made by different tokenizers.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise ConfigError("the mixture has no sources: expected at least one")
+        hashes = {source.store.tokenizer_hash: source.name for source in sources}
+        if len(hashes) > 1:
+            raise DataError(
+                f"the sources {' and '.join(hashes.values())} were made by different tokenizers: "
+                "tokenize them with one"
+            )
+        self._sources = tuple(sources)
+        self._ends = np.cumsum([source.num_documents for source in sources])
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in one epoch of the mixture."""
+        return int(self._ends[-1])
+
+    @property
+    def bos(self) -> int:
+        """The token every document begins with."""
+        return self._sources[0].store.bos
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what decides its tokens: the sources' fingerprints and their epochs."""
+        parts = [[source.store.fingerprint, source.num_documents] for source in self._sources]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def shares(self) -> list[Share]:
+        """What each source contributes."""
+        tokens = [_num_tokens(source) for source in self._sources]
+        return [
+            Share(source.name, source.num_documents, count, count / sum(tokens))
+            for source, count in zip(self._sources, tokens, strict=True)
+        ]
+
+    def source_of(self, document: int) -> str:
+        """The name of the source that a document is from."""
+        return self._sources[self._located(document)[0]].name
+
+    def lengths(self, documents: Indices) -> Indices:
+        """How many tokens each of these documents has."""
+        found = np.zeros(len(documents), np.int64)
+        owners = np.searchsorted(self._ends, documents, side="right")
+        for index, source in enumerate(self._sources):
+            mine = owners == index
+            places = documents[mine] - (self._ends[index] - source.num_documents)
+            found[mine] = source.store.lengths(_original(source, places))
+        return found
+
+    def tokens(self, document: int, start: int, stop: int) -> Tokens:
+        """Tokens start to stop of a document; a view of its source's file."""
+        index, original = self._located(document)
+        return self._sources[index].store.tokens(original, start, stop)
+
+    def mask(self, document: int, start: int, stop: int) -> Mask | None:
+        """Which of those tokens are trained; None where all are."""
+        index, original = self._located(document)
+        return self._sources[index].store.mask(original, start, stop)
+
+    def _located(self, document: int) -> tuple[int, int]:
+        """The index of its source, and its number there."""
+        index = int(np.searchsorted(self._ends, document, side="right"))
+        source = self._sources[index]
+        place = document - int(self._ends[index]) + source.num_documents
+        return index, int(_original(source, np.array([place]))[0])
+
+
+def epochs_for_shares(
+    num_tokens: Mapping[str, int], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Epochs that give every source its share of the tokens, in a mixture as large as all of them.
+
+    Example: epochs_for_shares({"a": 100, "b": 300}, {"a": 1, "b": 1}) is {"a": 2.0, "b": 0.667}
+    Raises:  ConfigError when the names differ or a share is not above 0.
+    """
+    if set(num_tokens) != set(shares) or not all(share > 0 for share in shares.values()):
+        raise ConfigError(
+            f"shares are {dict(shares)}, expected one above 0 for each of {', '.join(num_tokens)}"
+        )
+    total, weight = sum(num_tokens.values()), sum(shares.values())
+    return {name: shares[name] / weight * total / num_tokens[name] for name in num_tokens}
+
+
+def _original(source: Source, places: Indices) -> Indices:
+    """Whole passes through the source, then documents at even distances for what is left."""
+    size = source.store.num_documents
+    rest = source.num_documents % size
+    spread = (places % size) * size // max(rest, 1)
+    return np.where(places < source.num_documents - rest, places % size, spread)
+
+
+def _num_tokens(source: Source) -> int:
+    """Exact for whole passes; the part of a pass is counted document by document."""
+    size = source.store.num_documents
+    whole, rest = divmod(source.num_documents, size)
+    places = np.arange(whole * size, whole * size + rest)
+    part = source.store.lengths(_original(source, places))
+    return whole * source.store.num_tokens + int(part.sum())
