@@ -47,6 +47,10 @@ class Verb:
 
 VERBS = (
     Verb("doctor", "start here", "what this machine can do, what is missing, what to do about it"),
+    Verb("tokenizer train", "the vocabulary", "learn a vocabulary from text files"),
+    Verb("tokenizer encode", "the vocabulary", "show how a text is cut into tokens"),
+    Verb("tokenizer decode", "the vocabulary", "turn tokens back into text"),
+    Verb("tokenizer import", "the vocabulary", "turn karpathy/nanochat's tokenizer.pkl into ours"),
 )
 
 

@@ -326,8 +326,7 @@ def _read_json(path: Path) -> Any:
         return read_json(path)
     except (DataError, OSError, RecursionError) as error:
         raise TokenizerError(
-            f"{error}: expected a tokenizer written by `nanochat tokenizer train` or "
-            "`nanochat tokenizer import`"
+            f"{error}; `nanochat tokenizer train` and `nanochat tokenizer import` write tokenizers"
         ) from None
 
 

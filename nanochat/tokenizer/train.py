@@ -20,7 +20,7 @@ from nanochat.tokenizer.tokenizer import (
     replace_surrogates,
 )
 
-__all__ = ["MIN_VOCAB_SIZE", "train_tokenizer"]
+__all__ = ["MIN_VOCAB_SIZE", "check_settings", "train_tokenizer"]
 
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
@@ -50,7 +50,7 @@ def train_tokenizer(
     Raises:  ConfigError for settings out of range; DataError when there is no text; TokenizerError
              when the text has too few different pairs, naming the largest vocabulary it supports.
     """
-    _check_settings(vocab_size, max_chars, doc_cap)
+    check_settings(vocab_size, max_chars, doc_cap)
     trainer = rustbpe.Tokenizer()
     counted = _Counted()
     num_ranks = vocab_size - len(SPECIAL_TOKENS)
@@ -91,7 +91,11 @@ def _capped(texts: Iterable[str], max_chars: int, doc_cap: int, counted: _Counte
             return
 
 
-def _check_settings(vocab_size: int, max_chars: int, doc_cap: int) -> None:
+def check_settings(vocab_size: int, max_chars: int, doc_cap: int) -> None:
+    """Nothing, where `train_tokenizer` can work with these.
+
+    Raises: ConfigError listing every value out of range.
+    """
     problems = [
         f"{name} is {value}, expected {least} to {most}"
         for name, value, least, most in (

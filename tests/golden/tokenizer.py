@@ -1,4 +1,4 @@
-"""The parity folders -> tokenizer*.json, tokenizer.pkl beside this file.   in: the folder `shared`
+"""The parity folders -> tokenizer_*.json, tokenizer.pkl beside this file.   in: the folder `shared`
 out: what the reference computes, stored once: the five generations agree in everything here
 
 Run `python -m tests.golden.tokenizer ../shared` after the parity folders changed; review the diff.
@@ -50,7 +50,9 @@ def main(shared: Path) -> None:
         assert figures(folder) == first, f"{folder} differs from {folders[0]}"
         assert (folder / "base/tokenizer/tokenizer.pkl").read_bytes() == pickled, f"{folder}"
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in first.items()]
-    (HERE / "tokenizer.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    (HERE / "tokenizer_figures.json").write_text(
+        "{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8"
+    )
     (HERE / "tokenizer.pkl").write_bytes(pickled)
     (HERE / "tokenizer_multilingual.json").write_text(
         json.dumps(multilingual(shared), ensure_ascii=False, indent=0) + "\n", encoding="utf-8"

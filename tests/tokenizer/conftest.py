@@ -21,7 +21,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def figures() -> dict[str, Any]:
     """Encodings, conversations, token bytes and special tokens, computed by the reference."""
-    return json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
+    return json.loads((GOLDEN / "tokenizer_figures.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -351,7 +351,7 @@ def test_one_changed_token_is_noticed(tokenizer: Tokenizer, tmp_path: Path) -> N
         (b"{", "not JSON"),
         (b"[]", "not a tokenizer"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"[" * 100_000, "expected a tokenizer written by"),
+        (b"[" * 100_000, "write tokenizers"),
     ],
 )
 def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes, message: str) -> None:
