@@ -1,6 +1,6 @@
-"""docs/requirements.md and the tests -> what no test carries yet.   in: the repository   out: a list
+"""docs/requirements.md and the tests -> what no test carries yet.   in: the repository
+out: a list   who calls: make requirements, tests/repo/test_scripts.py
 
-who calls: make requirements, tests/repo/test_requirements.py
 A test carries a number by @pytest.mark.req("FR-026"); a number that is not in the list is an error.
 """
 

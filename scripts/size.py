@@ -1,7 +1,8 @@
-"""The repository -> lines of code by room and file.   in: *.py   out: a table   who calls: make size
+"""The repository -> lines of code by room and file.   in: *.py   out: a table
+who calls: make size
 
-Lines that are blank, comments or docstrings are counted apart: what has to be read to know what is done
-is the code; what has to be read to know why is the rest.
+Lines that are blank, comments or docstrings are counted apart: what has to be read to know what is
+done is the code; what has to be read to know why is the rest.
 """
 
 import ast

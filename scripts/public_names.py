@@ -1,0 +1,134 @@
+"""Every public name -> what is wrong with it.   in: nanochat/*.py, .coverage   out: a list
+who calls: scripts/check.py, tests/repo/test_scripts.py
+
+A public name stands in a module's __all__, or is a public method of a class that does.  It has to
+have a docstring and to be executed by a test: a line of its body, as the coverage of the last whole
+test run has it; for a class without code of its own (an exception, a tuple) its name in a test.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["PublicName", "main", "problems", "public_names"]
+
+ROOT = Path(__file__).resolve().parent.parent
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class PublicName:
+    """One name, where it stands, and which lines are its body."""
+
+    module: str
+    name: str
+    kind: str
+    """function, class, method or value."""
+    lines: range
+    """Its statements without the docstring; of a value, its definition."""
+    has_docstring: bool
+
+
+def public_names(source: str, module: str) -> list[PublicName]:
+    """The public names a module defines, in the order of its __all__, methods after their class."""
+    tree = ast.parse(source)
+    found: dict[str, list[PublicName]] = {}
+    for node in tree.body:
+        if isinstance(node, Function):
+            found[node.name] = [_definition(node, module, node.name, "function")]
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = [
+                _definition(node, module, node.name, "class"),
+                *_methods(node, module),
+            ]
+        else:
+            for name in _assigned(node):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                found[name] = [PublicName(module, name, "value", lines, True)]
+    return [entry for name in _exported(tree) for entry in found.get(name, [])]
+
+
+def problems(
+    names: list[PublicName], lines_run: Mapping[str, set[int]], test_sources: str
+) -> Iterator[str]:
+    """One line for every name without a docstring, and for every name no test executes."""
+    mentioned = set(re.findall(r"\w+", test_sources))
+    for entry in names:
+        where = f"{entry.module}.{entry.name} ({entry.kind})"
+        if not entry.has_docstring:
+            yield f"{where} has no docstring"
+        is_run = bool(lines_run.get(entry.module, set()) & set(entry.lines))
+        if entry.kind == "class" and not entry.lines:
+            is_run = entry.name in mentioned
+        if not is_run:
+            yield f"{where} is executed by no test"
+
+
+def main() -> int:
+    """Prints what is wrong and how many names there are; 1 when anything is."""
+    from coverage import CoverageData
+
+    data = CoverageData(str(ROOT / ".coverage"))
+    data.read()
+    names, lines_run = [], {}
+    for path in sorted((ROOT / "nanochat").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        names += public_names(path.read_text(), module)
+        lines_run[module] = set(data.lines(str(path)) or ())
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
+    found = list(problems(names, lines_run, sources))
+    print("\n".join([*found, f"{len(names)} public names, {len(found)} problems"]))
+    return 1 if found else 0
+
+
+def _definition(node: Function | ast.ClassDef, module: str, name: str, kind: str) -> PublicName:
+    body = node.body
+    if isinstance(node, ast.ClassDef):  # its fields run on import; its methods say that it is used
+        body = [
+            statement
+            for method in node.body
+            if isinstance(method, Function)
+            for statement in method.body
+        ]
+    lines = [
+        line
+        for statement in body
+        if not _is_text(statement)
+        for line in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
+    ]
+    span = range(lines[0], lines[-1] + 1) if lines else range(0)
+    return PublicName(module, name, kind, span, ast.get_docstring(node) is not None)
+
+
+def _methods(node: ast.ClassDef, module: str) -> Iterator[PublicName]:
+    is_protocol = any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+    for method in node.body:
+        if isinstance(method, Function) and not method.name.startswith("_") and not is_protocol:
+            yield _definition(method, module, f"{node.name}.{method.name}", "method")
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _assigned(node: ast.stmt) -> Iterator[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    for target in targets:
+        if isinstance(target, ast.Name):
+            yield target.id
+
+
+def _exported(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if "__all__" in _assigned(node) and isinstance(node, ast.Assign):
+            return [str(name) for name in ast.literal_eval(node.value)]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
