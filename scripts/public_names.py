@@ -26,7 +26,7 @@ class PublicName:
     module: str
     name: str
     kind: str
-    """function, class, method or value."""
+    """function, class, protocol, method or value."""
     lines: range
     """Its statements without the docstring; of a value, its definition."""
     has_docstring: bool
@@ -40,10 +40,10 @@ def public_names(source: str, module: str) -> list[PublicName]:
         if isinstance(node, Function):
             found[node.name] = [_definition(node, module, node.name, "function")]
         elif isinstance(node, ast.ClassDef):
-            found[node.name] = [
-                _definition(node, module, node.name, "class"),
-                *_methods(node, module),
-            ]
+            is_protocol = any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+            kind = "protocol" if is_protocol else "class"
+            methods = [] if is_protocol else _methods(node, module)
+            found[node.name] = [_definition(node, module, node.name, kind), *methods]
         else:
             for name in _assigned(node):
                 lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -60,7 +60,9 @@ def problems(
         where = f"{entry.module}.{entry.name} ({entry.kind})"
         if not entry.has_docstring:
             yield f"{where} has no docstring"
-        is_run = bool(lines_run.get(entry.module, set()) & set(entry.lines))
+        is_run = entry.kind == "protocol" or bool(
+            lines_run.get(entry.module, set()) & set(entry.lines)
+        )
         if entry.kind == "class" and not entry.lines:
             is_run = entry.name in mentioned
         if not is_run:
@@ -104,9 +106,8 @@ def _definition(node: Function | ast.ClassDef, module: str, name: str, kind: str
 
 
 def _methods(node: ast.ClassDef, module: str) -> Iterator[PublicName]:
-    is_protocol = any(ast.unparse(base).startswith("Protocol") for base in node.bases)
     for method in node.body:
-        if isinstance(method, Function) and not method.name.startswith("_") and not is_protocol:
+        if isinstance(method, Function) and not method.name.startswith("_"):
             yield _definition(method, module, f"{node.name}.{method.name}", "method")
 
 

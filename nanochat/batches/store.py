@@ -33,6 +33,8 @@ from nanochat.common.messages import Conversation
 __all__ = [
     "CHUNK_CHARS",
     "Encoder",
+    "HasMask",
+    "HasText",
     "Progress",
     "Store",
     "TokenStore",

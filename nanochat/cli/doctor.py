@@ -14,8 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,7 +46,6 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "
 GIB = 1 << 30
 LITTLE_MEMORY_BYTES = 3 * GIB  # the demo peaks under 2
 LITTLE_DISK_BYTES = 5 * GIB  # torch itself takes 1 to 3, a first run under 1
-MATMUL_SIZE = 768  # about what a small model multiplies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +220,8 @@ def _torch() -> Iterator[Finding]:
     yield Finding("torch", "ok", f"{torch.__version__}, {build} build")
     yield _devices()
     yield _compiler()
-    yield _matmul()
+    yield _arithmetic()
+    yield _choice()
 
 
 def _devices() -> Finding:
@@ -244,38 +243,35 @@ def _devices() -> Finding:
 
 
 def _compiler() -> Finding:
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    if found := next((path for name in names if name and (path := shutil.which(name))), None):
-        return Finding("compiler", "ok", f"{found}: torch.compile can be used")
-    return Finding("compiler", "ok", "none found and none needed: torch.compile is left out")
+    from nanochat.common.device import find_compiler
+
+    if path := find_compiler():
+        return Finding("compiler", "ok", f"{path}: long runs are compiled")
+    return Finding("compiler", "ok", "none found and none needed: nothing is compiled")
 
 
-def _matmul() -> Finding:
+def _arithmetic() -> Finding:
     """Measured, because what a CPU claims and what torch does with it differ."""
     import torch
 
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.full((MATMUL_SIZE, MATMUL_SIZE), 0.5, dtype=dtype)
-        seconds = _best_time(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
-        rates[dtype] = 2 * MATMUL_SIZE**3 / seconds / 1e9
-    ratio = rates[torch.bfloat16] / rates[torch.float32]
+    from nanochat.common.device import peak_flops
+
+    cpu = torch.device("cpu")
+    float32, bfloat16 = (peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16))
     fact = (
-        f"CPU multiplies at {rates[torch.float32]:.0f} GFLOP/s in float32, "
-        f"{rates[torch.bfloat16]:.0f} in bfloat16 ({ratio:.1f} times)"
+        f"the CPU multiplies at {float32 / 1e9:.0f} GFLOP/s in float32, "
+        f"{bfloat16 / 1e9:.0f} in bfloat16 ({bfloat16 / float32:.1f} times)"
     )
     return Finding("arithmetic", "ok", fact)
 
 
-def _best_time(act: Callable[[], object], num_repeats: int = 5) -> float:
-    """Seconds of the fastest of a few calls; the first, which sets things up, is not counted."""
-    act()
-    times_s = []
-    for _ in range(num_repeats):
-        start = time.perf_counter()
-        act()
-        times_s.append(time.perf_counter() - start)
-    return min(times_s)
+def _choice() -> Finding:
+    """What training and serving take when they are not told."""
+    from nanochat.common.device import best_device, compute_dtype
+
+    device = best_device()
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    return Finding("choice", "ok", f"{device} in {dtype}, unless told otherwise")
 
 
 def _read(path: Path) -> str:

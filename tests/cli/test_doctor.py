@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import shutil
 import socket
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_everything_is_looked_at(home: Path) -> None:
     found = by_name(list(examine(home, free_port())))
     assert list(found) == [
         *["nanochat", "python", "system", "cpu", "memory", "home", "disk", "port"],
-        *["packages", "torch", "devices", "compiler", "arithmetic"],
+        *["packages", "torch", "devices", "compiler", "arithmetic", "choice"],
     ]
     assert "GFLOP/s in float32" in found["arithmetic"].fact
     assert all(finding.remedy for finding in found.values() if finding.status != "ok")
@@ -119,10 +120,10 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/" + name)
     assert doctor._devices().status == "warn"
-    assert doctor._compiler().fact.endswith("torch.compile can be used")
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor._compiler().fact.endswith("long runs are compiled")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "none needed" in doctor._compiler().fact
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert doctor._devices().fact.startswith("MPS")

@@ -67,7 +67,7 @@ def test_nothing_large_is_tracked() -> None:
 
 @pytest.mark.req("FR-062")
 def test_no_pickle_is_ever_loaded() -> None:
-    """torch.load may read old checkpoints, but tensors only: weights_only refuses everything else."""
+    """torch.load may read old checkpoints: weights_only refuses all but tensors."""
     loads = re.compile(
         r"\b(pickle|marshal|shelve|dill|cloudpickle)\.loads?\("
         r"|torch\.load\((?![^)]*\bweights_only=True)"
