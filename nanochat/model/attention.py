@@ -8,13 +8,14 @@ Read next: gpt.py; engine/cache.py (a KVCache).
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat.model.config import GPTConfig
+from nanochat.model.eager import Attention
 from nanochat.model.layers import Linear, rms_norm, rotate
 
 __all__ = ["CausalAttention", "KVCache", "Positions", "attend", "attend_cached"]
@@ -22,6 +23,7 @@ __all__ = ["CausalAttention", "KVCache", "Positions", "attend", "attend_cached"]
 # Queries a block when a window is shorter than the text: keys are sliced to the block's reach, so memory
 # and time grow with T * window and not with T * T.
 WINDOW_BLOCK_TOKENS = 256
+PRODUCTS_MAX_TOKENS = 1024  # above this the kept probabilities outgrow what the faster products save
 
 
 class KVCache(Protocol):
@@ -96,16 +98,31 @@ def attend(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, window: int | None) -
     Units:  window in tokens to the left of the query; None: all.
     """
     T = q_BTHE.size(1)
-    if window is None or window >= T - 1:
+    reach = T if window is None else window
+    is_trained = torch.is_grad_enabled() and q_BTHE.requires_grad
+    if is_trained and q_BTHE.device.type == "cpu" and min(T, reach) <= PRODUCTS_MAX_TOKENS:
+        return _attend_by_products(q_BTHE, k_BTKE, v_BTKE, reach)
+    if reach >= T - 1:
         return _sdpa(q_BTHE, k_BTKE, v_BTKE, None)
     blocks = []
     for start in range(0, T, WINDOW_BLOCK_TOKENS):
-        stop, reach = min(start + WINDOW_BLOCK_TOKENS, T), max(0, start - window)
+        stop, first = min(start + WINDOW_BLOCK_TOKENS, T), max(0, start - reach)
         rows = torch.arange(start, stop, device=q_BTHE.device)[:, None]
-        columns = torch.arange(reach, stop, device=q_BTHE.device)[None, :]
-        visible = (columns <= rows) & (rows - columns <= window)
-        blocks.append(_sdpa(q_BTHE[:, start:stop], k_BTKE[:, reach:stop], v_BTKE[:, reach:stop], visible))
+        columns = torch.arange(first, stop, device=q_BTHE.device)[None, :]
+        visible = (columns <= rows) & (rows - columns <= reach)
+        blocks.append(_sdpa(q_BTHE[:, start:stop], k_BTKE[:, first:stop], v_BTKE[:, first:stop], visible))
     return torch.cat(blocks, dim=1)
+
+
+def _attend_by_products(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, reach: int) -> Tensor:
+    """The training path on a CPU: heads become rows of a batch of matrices."""
+    B, T, H, E = q_BTHE.shape
+    num_groups = H // k_BTKE.size(2)
+    if num_groups > 1:
+        k_BTKE, v_BTKE = (x.repeat_interleave(num_groups, dim=2) for x in (k_BTKE, v_BTKE))
+    q, k, v = (x.transpose(1, 2).reshape(B * H, T, E) for x in (q_BTHE, k_BTKE, v_BTKE))
+    y = cast(Tensor, Attention.apply(q, k, v, E**-0.5, reach))
+    return y.view(B, H, T, E).transpose(1, 2)
 
 
 def attend_cached(

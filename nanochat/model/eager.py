@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ReluSquared", "RMSNorm", "Rotate"]
+__all__ = ["Attention", "Mix", "RMSNorm", "ReluSquared", "Rotate"]
+
+QUERY_BLOCK_TOKENS = 256  # keys after a block's last query are never multiplied
 
 
 class RMSNorm(torch.autograd.Function):
@@ -45,7 +47,7 @@ class ReluSquared(torch.autograd.Function):
         """Shapes: any -> the same."""
         positive = x.relu()
         ctx.save_for_backward(positive)
-        return positive.square()
+        return positive * positive  # twice as fast as .square() in bfloat16
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -68,6 +70,74 @@ class Rotate(torch.autograd.Function):
         """The inverse rotation of the gradient."""
         cos, sin = ctx.saved_tensors
         return _rotate(grads[0], cos, sin, sign=-1), None, None
+
+
+class Mix(torch.autograd.Function):
+    """a * x + b * y for learned scalars a and b; the products are never stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        """Shapes: x and y any, the same; a and b scalars on the CPU."""
+        ctx.save_for_backward(x, a, y, b)
+        return (x * a.item()).add_(y, alpha=b.item())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of both streams, and of both scalars (torch.dot takes 100 times as long in bfloat16)."""
+        x, a, y, b = ctx.saved_tensors
+        (grad,) = grads
+        grad_a, grad_b = ((grad * z).sum(dtype=a.dtype) for z in (x, y))
+        return grad * a.item(), grad_a.view_as(a), grad * b.item(), grad_b.view_as(b)
+
+
+class Attention(torch.autograd.Function):
+    """Causal, windowed attention by plain matrix products; the probabilities are kept for the way back.
+
+    On two cores with AMX forward and backward together take a third of the time of PyTorch's flash kernel,
+    whose backward pass on a CPU multiplies in float32.  Memory: B * H * T * T values a layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+        """Shapes: q, k, v (heads of all rows, T, E) -> the same; a query sees `window` tokens to its left."""
+        y = torch.empty_like(q)
+        probabilities = []
+        for start, stop, reach in _blocks(q.size(1), window):
+            bias = _bias(start, stop, reach, window, q)
+            scores = torch.baddbmm(bias, q[:, start:stop], k[:, reach:stop].mT, alpha=scale)
+            probabilities.append(scores.softmax(dim=-1))
+            y[:, start:stop] = probabilities[-1] @ v[:, reach:stop]
+        ctx.scale, ctx.window = scale, window
+        ctx.save_for_backward(q, k, v, *probabilities)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Block by block: through the values, the softmax, the scores."""
+        q, k, v, *probabilities = ctx.saved_tensors
+        grad_y = grads[0].contiguous()
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (start, stop, reach), p in zip(_blocks(q.size(1), ctx.window), probabilities, strict=True):
+            grad_block = grad_y[:, start:stop]
+            grad_v[:, reach:stop] += p.mT @ grad_block
+            grad_p = grad_block @ v[:, reach:stop].mT
+            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+            grad_q[:, start:stop] = grad_scores @ k[:, reach:stop]
+            grad_k[:, reach:stop] += grad_scores.mT @ q[:, start:stop]
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _blocks(num_tokens: int, window: int) -> list[tuple[int, int, int]]:
+    """First and last query of each block, and the first key that one of them sees."""
+    starts = range(0, num_tokens, QUERY_BLOCK_TOKENS)
+    return [(start, min(start + QUERY_BLOCK_TOKENS, num_tokens), max(0, start - window)) for start in starts]
+
+
+def _bias(start: int, stop: int, reach: int, window: int, like: Tensor) -> Tensor:
+    """Zero where a query of the block sees a key, minus infinity elsewhere.   Shapes: (queries, keys)."""
+    distance = torch.arange(start, stop)[:, None] - torch.arange(reach, stop)
+    bias = torch.zeros(distance.shape, dtype=like.dtype)
+    return bias.masked_fill_((distance < 0) | (distance > window), float("-inf"))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

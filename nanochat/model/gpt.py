@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from nanochat.model.attention import CausalAttention, KVCache, Positions
 from nanochat.model.config import GPTConfig
-from nanochat.model.layers import MLP, Linear, RotaryTable, rms_norm
+from nanochat.model.layers import MLP, Linear, RotaryTable, mix, rms_norm
 
 __all__ = ["GPT", "Block"]
 
@@ -99,8 +99,7 @@ class GPT(nn.Module):
         middle_BTD: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
-                x_BTD = self.residual_lambdas[layer].to(x_BTD.dtype) * x_BTD
-                x_BTD = x_BTD + self.input_lambdas[layer].to(x_BTD.dtype) * first_BTD
+                x_BTD = mix(x_BTD, self.residual_lambdas[layer], first_BTD, self.input_lambdas[layer])
             value_embedding = self._value_embedding(layer, tokens_BT, x_BTD.dtype)
             x_BTD = block(x_BTD, value_embedding, at, cache)
             if config.backout and layer == config.backout_layer:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat.model.eager import ReluSquared, RMSNorm, Rotate
+from nanochat.model.eager import Mix, ReluSquared, RMSNorm, Rotate
 
-__all__ = ["MLP", "Linear", "RotaryTable", "relu_squared", "rms_norm", "rotate"]
+__all__ = ["MLP", "Linear", "RotaryTable", "mix", "relu_squared", "rms_norm", "rotate"]
 
 
 class Linear(nn.Linear):
@@ -64,9 +64,9 @@ class RotaryTable(nn.Module):
 
     def _compute(self, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         # Computed on the CPU: the same bits on every device.
-        channels_E = torch.arange(0, self.head_dim, 2, dtype=torch.float32)
+        channels_E = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
         frequencies_E = 1.0 / (self.base ** (channels_E / self.head_dim))
-        angles_SE = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies_E)
+        angles_SE = torch.outer(torch.arange(num_positions, dtype=torch.float32, device="cpu"), frequencies_E)
         cos_SE, sin_SE = angles_SE.cos(), angles_SE.sin()
         if self.round_to_bfloat16:
             cos_SE, sin_SE = cos_SE.bfloat16().float(), sin_SE.bfloat16().float()
@@ -93,6 +93,13 @@ def relu_squared(x: Tensor) -> Tensor:
     if _is_eager_on_cpu(x):
         return cast(Tensor, ReluSquared.apply(x))
     return F.relu(x).square()
+
+
+def mix(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """a * x + b * y for learned scalars.   Shapes: x and y the same, a and b scalars -> as x."""
+    if _is_eager_on_cpu(x):
+        return cast(Tensor, Mix.apply(x, a, y, b))
+    return a.to(x.dtype) * x + b.to(x.dtype) * y
 
 
 class MLP(nn.Module):

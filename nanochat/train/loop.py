@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanochat.batches.batch import Batch, micro_batches
 from nanochat.batches.stream import prefetch
-from nanochat.common.device import peak_flops, peak_memory_bytes
+from nanochat.common.device import keep_freed_memory, peak_flops, peak_memory_bytes
 from nanochat.common.errors import TrainingError
 from nanochat.model.gpt import GPT
 from nanochat.train.display import Display
@@ -63,6 +63,7 @@ def fit(stage: Stage) -> list[dict[str, float]]:
     Raises: TrainingError if the loss stops being a number, with the step and what to do.
     """
     device = stage.model.embedding.weight.device
+    keep_freed_memory()
     compute = _LossFunction(stage)
     clock = _Clock(stage, peak_flops(device, stage.model.embedding.weight.dtype))
     rows: list[dict[str, float]] = []
