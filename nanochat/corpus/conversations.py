@@ -200,7 +200,8 @@ def _usable(turns: Sequence[_Turn], report: ReadReport) -> Conversation:
     if not said:
         raise _Unusable("no answer to a question")
     joined = _joined([*system, *said])
-    counts["turns joined to the one before"] += len(system) + len(said) - len(joined)
+    if num_fewer := len(system) + len(said) - len(joined):
+        counts["turns joined to the one before"] += num_fewer
     return tuple(Message(turn.role, turn.content) for turn in joined)
 
 

@@ -75,7 +75,7 @@ class ReadReport:
             f"{path}: " + ", ".join(f"{count:,} {shape}" for shape, count in shapes.items())
             for path, shapes in self.shapes.items()
         ]
-        return files + [f"{count:,} {reason}" for reason, count in sorted((+self.counts).items())]
+        return files + [f"{count:,} {reason}" for reason, count in sorted(self.counts.items())]
 
 
 def format_of(path: Path) -> str | None:
@@ -313,8 +313,9 @@ class _JsonText:
                 if isinstance(error, RecursionError) or not self._grow(2 * len(self._window)):
                     at = getattr(error, "pos", self._place)
                     line = self._first_line + self._window.count("\n", 0, at)
+                    reason = getattr(error, "msg", "nested too deeply")
                     raise DataError(
-                        f"{self._path}, item {number}, line {line}: not JSON ({_reason(error)})"
+                        f"{self._path}, item {number}, line {line}: not JSON ({reason})"
                     ) from None
 
     def _grow(self, num_characters: int) -> bool:
