@@ -1,4 +1,4 @@
-"""What this machine computes with.   in: the machine   out: device, dtype, peak FLOPS, memory, compiler
+"""What this machine computes with.   in: the machine   out: device, dtype, peak FLOPS, memory
 who calls: train, engine, bench, cli   (the only part of common that imports torch)
 Read next: cli/doctor.py (which prints all of it).
 """
@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -52,26 +53,34 @@ def best_device(name: str | None = None) -> torch.device:
 
     Raises: ConfigError if the kind asked for is unknown or not usable here.
     """
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name is None:
         return torch.device(next(kind for kind, is_usable in usable.items() if is_usable))
     kind = name.split(":")[0]
     if not usable.get(kind, False):
         here = ", ".join(kind for kind, is_usable in usable.items() if is_usable)
-        raise ConfigError(f"device {name!r} is not usable here: expected one of {here} (nanochat doctor says why)")
+        raise ConfigError(
+            f"device {name!r} is not usable here: expected one of {here} (nanochat doctor says why)"
+        )
     return torch.device(name)
 
 
 def compute_dtype(device: torch.device, name: DtypeName = "auto") -> torch.dtype:
     """The dtype of matrices and activations.
 
-    auto: bfloat16 where the hardware multiplies it fast (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX, on
-    which it measured 4 to 9 times float32), float32 elsewhere.
+    auto: bfloat16 where the hardware multiplies it fast (CUDA from Ampere on; CPUs with AVX512-BF16
+    or AMX, on which it measured 4 to 9 times float32), float32 elsewhere.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+        )
     if device.type == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}:
         return torch.bfloat16
     return torch.float32
@@ -84,7 +93,9 @@ def cpu_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset(
+        next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    )
 
 
 def find_compiler() -> str | None:
@@ -97,7 +108,7 @@ def find_compiler() -> str | None:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The most FLOP/s that dense matrices can reach: a data sheet's for GPUs we know, else measured."""
+    """The most FLOP/s that dense matrices reach: a data sheet's for GPUs we know, else measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, flops in PEAK_FLOPS.items():
@@ -123,8 +134,9 @@ def _measured_flops(device: str, dtype: torch.dtype) -> float:
 def keep_freed_memory() -> bool:
     """Ask the C library to keep what is freed for the next allocation; whether it agreed.
 
-    A training step on a CPU allocates the same large tensors again and again; given back each time, the kernel
-    has to clear every page anew, which costs 15 to 20% of a step.  Only glibc has the switch.
+    A training step on a CPU allocates the same large tensors again and again; given back each time,
+    the kernel has to clear every page anew, which costs 15 to 20% of a step.  Only glibc has the
+    switch.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -133,15 +145,24 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-    return all(set_option(option, value) == 1 for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)))
+    return all(
+        set_option(option, value) == 1
+        for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**26))
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: the device's own for CUDA, the process's elsewhere."""
+    """The most memory used so far: the device's own for CUDA, the process's elsewhere.
+
+    Source: VmHWM of proc(5) on Linux, where ru_maxrss begins at the peak of the parent process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match, "Linux always reports VmHWM"
+    return int(match[1]) * 1024
 
 
 def total_memory_bytes(device: torch.device) -> int:
