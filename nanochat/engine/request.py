@@ -1,4 +1,4 @@
-"""What is asked of an engine and what it answers.   in: nothing   out: Request, SamplingParams, TokenEvent
+"""What is asked of an engine and what it answers.   in: nothing   out: Request, TokenEvent
 who calls: server, cli, evals, train, engine   (imports no torch)
 Read next: engine.py (which serves them).
 """
@@ -8,9 +8,19 @@ from typing import Literal
 
 from nanochat.common.errors import ConfigError
 
-__all__ = ["FinishReason", "Request", "SamplingParams", "TokenEvent"]
+__all__ = [
+    "NO_TOKEN",
+    "BeyondContext",
+    "FinishReason",
+    "Request",
+    "SamplingParams",
+    "TokenEvent",
+]
 
 FinishReason = Literal["stop", "length", "abort"]
+BeyondContext = Literal["refuse", "slide"]
+
+NO_TOKEN = -1  # the token of an event that reports an abort
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +48,18 @@ class SamplingParams:
             text
             for is_wrong, text in (
                 (self.max_tokens < 1, f"max_tokens is {self.max_tokens}, expected at least 1"),
-                (not 0.0 <= self.temperature <= 10.0, f"temperature is {self.temperature}, expected 0 to 10"),
-                (self.top_k is not None and self.top_k < 1, f"top_k is {self.top_k}, expected at least 1, or none"),
-                (not 0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}, expected more than 0 and at most 1"),
+                (
+                    not 0.0 <= self.temperature <= 10.0,
+                    f"temperature is {self.temperature}, expected 0 to 10",
+                ),
+                (
+                    self.top_k is not None and self.top_k < 1,
+                    f"top_k is {self.top_k}, expected at least 1, or none",
+                ),
+                (
+                    not 0.0 < self.top_p <= 1.0,
+                    f"top_p is {self.top_p}, expected more than 0 and at most 1",
+                ),
                 (not 0 <= self.seed < 2**63, f"seed is {self.seed}, expected 0 to 2**63 - 1"),
             )
             if is_wrong
@@ -55,13 +74,18 @@ class Request:
 
     request_id: str
     prompt_tokens: tuple[int, ...]
+    """Empty: the text begins with <|bos|>."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    beyond_context: BeyondContext = "refuse"
+    """refuse: a prompt must fit the context, and an answer that fills it ends with "length".
+    slide: positions go on and windows slide, as karpathy/nanochat does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenEvent:
-    """One token of one request.  The last event of a request carries its finish_reason; the event that
-    reports a stop token carries that token, with no text."""
+    """One token of one request.  The last event of a request carries its finish_reason; the one
+    that reports a stop token carries that token, which adds no text, and the one that reports an
+    abort carries NO_TOKEN."""
 
     request_id: str
     token: int

@@ -59,7 +59,11 @@ class RotaryTable(nn.Module):
     def forward(self, num_positions: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tables for positions 0 .. num_positions - 1, in `dtype`; E here is half the head's width."""
         if num_positions > self.cos_SE.size(0) or self.cos_SE.device != device:
-            self.cos_SE, self.sin_SE = self._compute(max(num_positions, self.cos_SE.size(0)), device)
+            size = self.cos_SE.size(0)
+            if num_positions > size:
+                size = max(num_positions, 2 * size)  # so that it is not made anew for every token
+            with torch.inference_mode(False):  # the tables outlive this call; training saves them
+                self.cos_SE, self.sin_SE = self._compute(size, device)
         return self.cos_SE[:num_positions].to(dtype), self.sin_SE[:num_positions].to(dtype)
 
     def _compute(self, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
