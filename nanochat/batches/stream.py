@@ -19,7 +19,7 @@ import hashlib
 import json
 import queue
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -43,21 +43,28 @@ __all__ = [
 
 GROUP_DOCUMENTS = 1024  # as many as wait in the reference's buffer
 NUM_CACHED_GROUPS = 4
+VERSION = 1  # raised when the same settings would give other batches
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackingReport:
-    """What one epoch does with the store's tokens; `str` of it is a line for the plan."""
+    """What one epoch does with the store's tokens; `str` of it is a line for the plan.
+
+    tokens of the store + added_bos = placed + cropped + skipped, and placed + padded = all rows.
+    """
 
     num_rows: int = 0
     placed_tokens: int = 0
+    added_bos_tokens: int = 0
+    """Put before the pieces that go on with a document."""
     cropped_tokens: int = 0
     padded_tokens: int = 0
+    skipped_tokens: int = 0
     cropped_documents: int = 0
     skipped_documents: int = 0
-    """Conversations that are cut before their first trained token."""
+    """Conversations whose first trained token is past the end of a row, and their tokens."""
 
     def __str__(self) -> str:
         total = max(self.placed_tokens + self.cropped_tokens, 1)
@@ -74,14 +81,22 @@ class _Group(NamedTuple):
     """Which documents of the store the pieces number."""
     packed: Packed
     row_order: Indices
-    num_skipped: int
+    skipped_documents: int
+    skipped_tokens: int
 
 
 class _RowStream:
-    """Rows by number; what both streams share."""
+    """Rows by number; what both streams share.  For one thread at a time: it remembers plans."""
 
     def __init__(
-        self, store: Store, context_len: int, layout: Layout, seed: int, num_epochs: int | None
+        self,
+        store: Store,
+        context_len: int,
+        layout: Layout,
+        *,
+        seed: int,
+        is_masked: bool,
+        num_epochs: int | None,
     ) -> None:
         if context_len < 1:
             raise ConfigError(f"context_len is {context_len}, expected at least 1")
@@ -94,14 +109,13 @@ class _RowStream:
         self._layout = layout
         self._seed = seed
         self._num_epochs = num_epochs
-        self._form: list[str | int] = [layout]
+        self._is_masked = is_masked
+        self._form: list[str | int] = [layout, is_masked]
         self._num_groups = max(1, round(store.num_documents / GROUP_DOCUMENTS))
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
         self._epoch_starts = [0]  # the first row of each epoch that has been reached
-        self._group_ends: tuple[int, list[int]] = (
-            0,
-            [],
-        )  # of one epoch: rows up to the end of each group
+        # Of one epoch: its number, and the rows up to the end of each group.
+        self._group_ends: tuple[int, list[int]] = (0, [])
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +123,13 @@ class _RowStream:
 
         The number of epochs is not part of it: more of them go on with the same batches.
         """
-        settings = [self._store.fingerprint, self._context_len, self._seed, GROUP_DOCUMENTS]
+        settings = [
+            VERSION,
+            GROUP_DOCUMENTS,
+            self._store.fingerprint,
+            self._context_len,
+            self._seed,
+        ]
         return hashlib.sha256(json.dumps([*settings, *self._form]).encode()).hexdigest()
 
     @property
@@ -131,15 +151,18 @@ class _RowStream:
 
     def report(self, epoch: int = 0) -> PackingReport:
         """What happens to the tokens in one epoch."""
-        groups = [self._group(epoch, group) for group in range(self._num_groups)]
-        return PackingReport(
-            num_rows=sum(len(group.packed.rows) for group in groups),
-            placed_tokens=sum(group.packed.placed_tokens for group in groups),
-            cropped_tokens=sum(group.packed.cropped_tokens for group in groups),
-            padded_tokens=sum(group.packed.padded_tokens for group in groups),
-            cropped_documents=sum(group.packed.cropped_documents for group in groups),
-            skipped_documents=sum(group.num_skipped for group in groups),
-        )
+        total: Counter[str] = Counter()
+        for index in range(self._num_groups):
+            group = self._group(epoch, index)
+            total["num_rows"] += len(group.packed.rows)
+            total["placed_tokens"] += group.packed.placed_tokens
+            total["added_bos_tokens"] += group.packed.added_bos_tokens
+            total["cropped_tokens"] += group.packed.cropped_tokens
+            total["padded_tokens"] += group.packed.padded_tokens
+            total["skipped_tokens"] += group.skipped_tokens
+            total["cropped_documents"] += group.packed.cropped_documents
+            total["skipped_documents"] += group.skipped_documents
+        return PackingReport(**total)
 
     # ----------------------------------------------------------------------- rows by number
 
@@ -199,15 +222,22 @@ class _RowStream:
         documents = shuffled(places, size, ("documents", self._seed, epoch))
         lengths = self._store.lengths(documents)
         is_usable = self._is_usable(documents, lengths)
-        documents, lengths = documents[is_usable], lengths[is_usable]
-        packed = pack(lengths, self._context_len + 1, self._layout)
+        packed = pack(lengths[is_usable], self._context_len + 1, self._layout)
         num_rows = len(packed.rows)
         order = shuffled(np.arange(num_rows), max(num_rows, 1), ("rows", self._seed, epoch, group))
-        return _Group(documents, packed, order, int((~is_usable).sum()))
+        return _Group(
+            documents=documents[is_usable],
+            packed=packed,
+            row_order=order,
+            skipped_documents=int((~is_usable).sum()),
+            skipped_tokens=int(lengths[~is_usable].sum()),
+        )
 
     def _is_usable(self, documents: Indices, lengths: Indices) -> npt.NDArray[np.bool_]:
         """False for a document that is trained nowhere once it is cut to a row."""
         is_usable = np.ones(len(documents), bool)
+        if not self._is_masked:
+            return is_usable
         row_tokens = self._context_len + 1
         for place in np.flatnonzero(lengths > row_tokens):
             mask = self._store.mask(int(documents[place]), 1, row_tokens)
@@ -216,7 +246,7 @@ class _RowStream:
 
     # ----------------------------------------------------------------------- rows to tensors
 
-    def _filled(self, rows: list[list[Piece]], width: int, *, is_masked: bool) -> Batch:
+    def _filled(self, rows: list[list[Piece]], width: int) -> Batch:
         """Rows of `width` + 1 tokens, padded with <|bos|>, which is not trained."""
         tokens = np.full((len(rows), width + 1), self._store.bos, np.int64)
         is_trained = np.zeros((len(rows), width + 1), bool)
@@ -225,13 +255,12 @@ class _RowStream:
             for document, start, length in pieces:
                 end = place + length
                 is_trained[row, place:end] = True
-                if start:
-                    place += (
-                        1  # the <|bos|> of a piece that goes on with a document is there already
-                    )
+                if start:  # a piece that goes on with a document: its <|bos|> is there already
+                    place += 1
                 stop = start + end - place
                 tokens[row, place:end] = self._store.tokens(document, start, stop)
-                if is_masked and (mask := self._store.mask(document, start, stop)) is not None:
+                mask = self._store.mask(document, start, stop) if self._is_masked else None
+                if mask is not None:
                     is_trained[row, place:end] = mask
                 place = end
         return batch_from_rows(tokens, is_trained)
@@ -260,7 +289,9 @@ class PackedStream(_RowStream):
         remainders: Literal["drop", "reuse"] = "reuse",
         num_epochs: int | None = None,
     ) -> None:
-        super().__init__(store, context_len, remainders, seed, num_epochs)
+        super().__init__(
+            store, context_len, remainders, seed=seed, is_masked=False, num_epochs=num_epochs
+        )
 
     def batch(self, index: int, num_rows: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rank's rows of the batch with this number.
@@ -268,7 +299,7 @@ class PackedStream(_RowStream):
         Shapes: ceil((num_rows - rank) / world_size), context_len.
         """
         rows = [self._row(row) for row in self._rank_rows(index, num_rows, rank, world_size)]
-        return self._filled(rows, self._context_len, is_masked=False)
+        return self._filled(rows, self._context_len)
 
 
 class ConversationStream(_RowStream):
@@ -291,13 +322,17 @@ class ConversationStream(_RowStream):
         num_epochs: int | None = None,
     ) -> None:
         super().__init__(
-            store, context_len, "pack" if layout == "packed" else "pad", seed, num_epochs
+            store,
+            context_len,
+            "pack" if layout == "packed" else "pad",
+            seed=seed,
+            is_masked=is_masked,
+            num_epochs=num_epochs,
         )
         if multiple < 1:
             raise ConfigError(f"multiple is {multiple}, expected at least 1")
         self._multiple = multiple
-        self._is_masked = is_masked
-        self._form += [is_masked, multiple if layout == "padded" else 0]
+        self._form += [multiple] if layout == "padded" else []
 
     def batch(self, index: int, num_rows: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rank's rows of the batch with this number.
@@ -307,7 +342,7 @@ class ConversationStream(_RowStream):
         numbers = self._rank_rows(index, num_rows, rank, world_size)
         if self._layout == "pack":
             rows = [self._row(row) for row in numbers]
-            return self._filled(rows, self._context_len, is_masked=self._is_masked)
+            return self._filled(rows, self._context_len)
         # The order within a batch does not change its gradient: sorted, its parts need less padding
         # and the ranks have about as much to do.
         rows = [self._row(row) for row in range(index * num_rows, (index + 1) * num_rows)]
@@ -315,7 +350,7 @@ class ConversationStream(_RowStream):
         rows = rows[rank::world_size]
         longest = max((_row_length(row) for row in rows), default=0)
         width = -(-max(longest - 1, 1) // self._multiple) * self._multiple
-        return self._filled(rows, min(width, self._context_len), is_masked=self._is_masked)
+        return self._filled(rows, min(width, self._context_len))
 
 
 def _row_length(row: list[Piece]) -> int:
@@ -330,12 +365,16 @@ def validation_batches(
     *,
     remainders: Literal["drop", "reuse"] = "reuse",
 ) -> Iterator[Batch]:
-    """The same batches every time: documents drawn over the whole store, `num_tokens` inputs or all
-    there are.
+    """The same batches every time, from all over the store: `num_tokens` inputs or all there are.
 
-    The last batch is filled up with rows in which nothing is trained.
+    Of conversations only what the mask says has targets.  The last batch is filled up with rows in
+    which nothing has.
     """
-    stream = PackedStream(store, context_len, seed=0, remainders=remainders, num_epochs=1)
+    stream: PackedStream | ConversationStream
+    if store.mask(0, 0, 1) is None:
+        stream = PackedStream(store, context_len, remainders=remainders, num_epochs=1)
+    else:
+        stream = ConversationStream(store, context_len, num_epochs=1)
     for index in range(max(1, num_tokens // (context_len * num_rows))):
         batch = stream.batch(index, num_rows)
         if not batch.num_targets:

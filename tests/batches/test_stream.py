@@ -108,8 +108,10 @@ def test_an_epoch_has_every_token_once(
     # A text of 24 bytes fits a row with its <|bos|>; most of those are whole.
     whole = set(stretches) & {text for text in TEXTS if len(text) <= 24}
     assert len(whole) > 20
-    assert stream.report().num_rows == num_rows
-    assert stream.report().cropped_tokens == 0
+    report = stream.report()
+    assert (report.num_rows, report.cropped_tokens) == (num_rows, 0)
+    assert report.placed_tokens == stream._store.num_tokens + report.added_bos_tokens
+    assert report.placed_tokens + report.padded_tokens == num_rows * 25
 
 
 def test_dropping_keeps_beginnings_and_counts_the_rest(
@@ -122,6 +124,7 @@ def test_dropping_keeps_beginnings_and_counts_the_rest(
     assert all(any(text.startswith(stretch) for text in TEXTS) for stretch in stretches)
     report = stream.report()
     assert report.placed_tokens + report.cropped_tokens == store.num_tokens
+    assert report.added_bos_tokens == report.skipped_tokens == 0
     assert report.cropped_documents == len(TEXTS) - sum(text in stretches for text in TEXTS)
     assert f"{report.cropped_tokens:,} tokens" in str(report)
     assert "0 tokens (0.0%) cropped" in str(PackingReport())
@@ -260,6 +263,8 @@ def test_unmasked_everything_but_padding_is_trained(
     stream = ConversationStream(store, 64, is_masked=False, num_epochs=1)
     batch = stream.batch(0, stream.num_rows_per_epoch)
     assert batch.num_targets == store.num_tokens - stream.num_rows_per_epoch
+    never = conversation_store([asked("q" * 100, "a")])
+    assert ConversationStream(never, 20, is_masked=False).batch(0, 1).num_targets == 20
 
 
 @pytest.mark.req("FR-023")
@@ -300,6 +305,9 @@ def test_long_conversations_are_cut_and_those_never_trained_skipped(
     stream = ConversationStream(conversation_store(chats), 20, layout=layout, num_epochs=1)
     report = stream.report()
     assert (report.skipped_documents, report.cropped_documents) == (1, 1)
+    assert report.skipped_tokens == 100 + len("never seen") + 5
+    kept = report.placed_tokens + report.cropped_tokens
+    assert kept + report.skipped_tokens == stream._store.num_tokens
     batches = [stream.batch(index, 1) for index in range(stream.num_batches(1))]
     assert len(batches) == 2
     assert all(batch.num_targets for batch in batches)
@@ -341,6 +349,12 @@ def test_validation_ends_with_the_text(document_store: DocumentStore) -> None:
     dropped = list(validation_batches(store, 24, 10**9, 4, remainders="drop"))
     assert len(dropped) < len(everything)
     assert len(list(validation_batches(store, 24, 1, 4))) == 1
+
+
+def test_validation_of_conversations_is_of_answers(conversation_store: ConversationStore) -> None:
+    store = conversation_store(CHATS)
+    batches = list(validation_batches(store, 64, 10**9, 4))
+    assert sum(batch.num_targets for batch in batches) == store.num_trained_tokens
 
 
 def numbered(count: int) -> Iterator[Batch]:
