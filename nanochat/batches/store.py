@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanochat.common.errors import DataError
-from nanochat.common.files import read_json, sha256_of_file
+from nanochat.common.files import read_json, sha256_of_file, write_json_atomically
 from nanochat.common.messages import Conversation
 
 __all__ = [
@@ -126,8 +126,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: Path, tokenizer: Encoder | None = None) -> "TokenStore":
-        """The store in a directory; sizes are checked always, the tokenizer's hash where one is
-        given.
+        """The store in a directory; its sizes fit, and the tokenizer where one is given.
 
         Raises: DataError naming the file and what is wrong.
         """
@@ -191,7 +190,7 @@ def tokenize_corpus(
     Memory: one chunk of CHUNK_CHARS characters and its tokens, whatever the size of the corpus.
     Raises: DataError when there is no document, or the directory is taken.
     """
-    with _Writer(directory, tokenizer, "documents") as writer:
+    with _writing(directory, tokenizer, "documents") as writer:
         for chunk in _chunks(documents, lambda document: len(document.text)):
             texts = [document.text for document in chunk]
             for text, tokens in zip(texts, tokenizer.encode_batch(texts, num_threads), strict=True):
@@ -218,7 +217,7 @@ def tokenize_conversations(
     the index says. A conversation in which nothing is trained is left out and counted.
     Raises: DataError when no conversation is left, or the directory is taken.
     """
-    with _Writer(directory, tokenizer, "conversations") as writer:
+    with _writing(directory, tokenizer, "conversations") as writer:
         for number, conversation in enumerate(conversations, start=1):
             tokens, loss_mask = (rendered := render(conversation)).tokens, rendered.loss_mask
             assert len(tokens) == len(loss_mask), (
@@ -245,12 +244,12 @@ def cached_store(
     parts = [str(FORMAT), identity, tokenizer.content_hash]
     directory = root / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f"{directory.name}.lock"):
+    with _locked(root / f"{directory.name}.lock") as is_alone:
         if directory.exists():
             with contextlib.suppress(DataError):
                 return TokenStore.open(directory, tokenizer)
             shutil.rmtree(directory)
-        for left_over in root.glob(f".{directory.name}.*.tmp"):
+        for left_over in root.glob(f".{directory.name}.*.tmp") if is_alone else ():
             shutil.rmtree(left_over)
         return write(directory)
 
@@ -258,9 +257,47 @@ def cached_store(
 # ---------------------------------------------------------------------------------------- writing
 
 
+@contextlib.contextmanager
+def _writing(directory: Path, tokenizer: Encoder, kind: Kind) -> Iterator["_Writer"]:
+    """A store under construction; it is at `directory` when the block ends without an exception."""
+    if directory.exists():
+        raise DataError(f"{directory} exists already, expected a free place for tokens: delete it")
+    temporary: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{directory.name}."
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=name, suffix=".tmp"))
+        writer = _Writer(temporary, tokenizer, kind)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        fingerprint = writer.write_index()
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        _put_in_place(temporary, directory, fingerprint)
+    except OSError as error:
+        raise DataError(
+            f"{directory}: cannot be written ({error.strerror or error}): make room, or choose "
+            "another place with --home"
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)  # gone already where it was renamed
+
+
+def _put_in_place(temporary: Path, directory: Path, fingerprint: str) -> None:
+    try:
+        temporary.rename(directory)
+    except OSError:
+        # Another process was as fast, on a file system without locks: its tokens are as good.
+        with contextlib.suppress(DataError):
+            if TokenStore.open(directory).fingerprint == fingerprint:
+                return
+        raise
+
+
 class _Writer:
-    """A store under construction; it appears at `directory` when the block ends without an
-    exception."""
+    """The files of a store while they grow."""
 
     def __init__(self, directory: Path, tokenizer: Encoder, kind: Kind) -> None:
         self._directory = directory
@@ -272,21 +309,9 @@ class _Writer:
         self.num_tokens = 0
         self._num_trained = 0
         self._num_characters = 0
-
-    def __enter__(self) -> "_Writer":
-        if self._directory.exists():
-            raise DataError(
-                f"{self._directory} exists already, expected a free place for the tokens; delete it"
-            )
-        parent = self._directory.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        name = self._directory.name
-        self._temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".tmp"))
-        has_mask = self._kind == "conversations"
-        names = ["tokens.bin", "offsets.bin", *(["mask.bin"] if has_mask else [])]
-        self._files = {name: _HashedFile(self._temporary / name) for name in names}
+        names = ["tokens.bin", "offsets.bin", *(["mask.bin"] if kind == "conversations" else [])]
+        self._files = {name: _HashedFile(directory / name) for name in names}
         self._files["offsets.bin"].write(np.zeros(1, np.int64))
-        return self
 
     def add(self, tokens: list[int], mask: list[int] | None, num_characters: int) -> None:
         self._files["tokens.bin"].write(np.array(tokens, self._dtype))
@@ -298,16 +323,13 @@ class _Writer:
         self._num_characters += num_characters
         self._files["offsets.bin"].write(np.array([self.num_tokens], np.int64))
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:  # all of them, also when one cannot be flushed
             for file in self._files.values():
-                file.close()
-            if kind is None:
-                self._publish()
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)  # gone already where it was renamed
+                stack.callback(file.close)
 
-    def _publish(self) -> None:
+    def write_index(self) -> str:
+        """Write what the closed files hold, and return its fingerprint."""
         if not self.num_documents:
             left_out = "".join(f", {count} {reason}" for reason, count in self.counts.items())
             raise DataError(f"no {self._kind} to tokenize{left_out}: expected at least one")
@@ -327,17 +349,8 @@ class _Writer:
             "counts": dict(self.counts),
             "files": files,
         }
-        with (self._temporary / "index.json").open("w") as file:
-            json.dump(index, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        self._temporary.chmod(0o755)  # mkdtemp makes it private
-        try:
-            self._temporary.rename(self._directory)
-        except OSError as error:
-            raise DataError(
-                f"{self._directory}: cannot be put in place ({error.strerror})"
-            ) from None
+        write_json_atomically(self._directory / "index.json", index)
+        return str(index["fingerprint"])
 
 
 class _HashedFile:
@@ -355,9 +368,9 @@ class _HashedFile:
         self._num_bytes += len(data)
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def entry(self) -> dict[str, Any]:
         return {"bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
@@ -377,12 +390,15 @@ def _chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine; the system lets go when the process ends, however
-    it ends."""
+def _locked(path: Path) -> Iterator[bool]:
+    """True: alone among the processes; the system lets go when this one ends, however it ends."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            yield False
+        else:
+            yield True
 
 
 # ---------------------------------------------------------------------------------------- reading

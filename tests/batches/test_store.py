@@ -1,5 +1,6 @@
 """Token stores: what goes in comes out, whole or not at all, in bounded memory."""
 
+import errno
 import json
 import shutil
 import threading
@@ -197,9 +198,25 @@ def test_a_place_taken_meanwhile_is_refused(byte_tokenizer: Tokenizer, tmp_path:
         (tmp_path / "s").mkdir()
         (tmp_path / "s" / "theirs").touch()
 
-    with pytest.raises(DataError, match="cannot be put in place"):
+    with pytest.raises(DataError, match="cannot be written .Directory not empty"):
         tokenize_corpus(meanwhile(), byte_tokenizer, tmp_path / "s")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): make"):
+            tokenize_corpus(documents(TEXTS), byte_tokenizer, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be written \(.*directory|exists\)"):
+        tokenize_corpus(documents(TEXTS), byte_tokenizer, tmp_path / "file" / "s")
 
 
 def test_damage_is_refused_by_name(document_store: DocumentStore) -> None:
@@ -306,3 +323,32 @@ def test_of_several_at_once_one_writes(byte_tokenizer: Tokenizer, tmp_path: Path
         thread.join()
     assert write.num_calls == 1
     assert len({store.fingerprint for store in found}) == 1 and len(found) == 4
+
+
+def test_without_locks_the_first_to_finish_wins(
+    byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write = Writer(byte_tokenizer)
+    others_work = tmp_path / "unfinished"
+
+    def write_late(directory: Path) -> TokenStore:
+        others_work.mkdir()
+        others_work.rename(directory.parent / f".{directory.name}.x.tmp")
+
+        def meanwhile() -> Iterator[Document]:
+            yield from documents(TEXTS)
+            write(directory)
+
+        return tokenize_corpus(meanwhile(), byte_tokenizer, directory)
+
+    store = cached_store(tmp_path, "corpus", byte_tokenizer, write_late)
+    assert store.num_documents == len(TEXTS)
+    again = cached_store(tmp_path, "corpus", byte_tokenizer, write)
+    assert (again.fingerprint, write.num_calls) == (store.fingerprint, 1)
+    (store.directory / "tokens.bin").write_bytes(b"")
+    cached_store(tmp_path, "corpus", byte_tokenizer, write)
+    assert list(tmp_path.glob(".*.tmp"))  # another may be at work in it
