@@ -51,6 +51,10 @@ VERBS = (
     Verb("tokenizer encode", "the vocabulary", "show how a text is cut into tokens"),
     Verb("tokenizer decode", "the vocabulary", "turn tokens back into text"),
     Verb("tokenizer import", "the vocabulary", "turn karpathy/nanochat's tokenizer.pkl into ours"),
+    Verb("pretrain", "training", "train a base model on text"),
+    Verb("midtrain", "training", "teach a base model the shape of conversations"),
+    Verb("sft", "training", "fine-tune on conversations, a row each, the assistant's words only"),
+    Verb("bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"),
 )
 
 

@@ -8,6 +8,8 @@ Read next: plan.py (which resolves them).
 from dataclasses import dataclass
 from typing import Literal
 
+from tyro.conf import Positional
+
 from nanochat.common.config import CommonOptions
 from nanochat.common.errors import ConfigError
 
@@ -77,6 +79,8 @@ class PretrainConfig(StageConfig):
 
     data: tuple[str, ...] = ()
     """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the built-in world."""
+    world_chars: int = 6_000_000
+    """Characters of the built-in world, where --data is not given."""
     val_data: tuple[str, ...] = ()
     """Validation text. None: a hundredth of the documents of --data, chosen by their content."""
     text_column: str = "text"
@@ -103,6 +107,7 @@ class PretrainConfig(StageConfig):
     def _least(self) -> dict[str, int]:
         return super(PretrainConfig, self)._least() | {
             "vocab_size": 265,
+            "world_chars": 1,
             "depth": 1,
             "context_len": 2,
             "head_dim": 2,
@@ -114,14 +119,20 @@ class PretrainConfig(StageConfig):
 class MidtrainConfig(StageConfig):
     """Teach a base model the shape of conversations: long packed rows, every conversation once, all tokens trained."""
 
-    model: str = ""
-    """The model to go on from: a run, or a directory."""
+    model: Positional[str]
+    """The model to go on from: a run such as d12, or a directory."""
     chats: tuple[str, ...] = ()
     """Conversations: .jsonl, .json (plain, .gz, .zst), folders, globs. None: the built-in world's."""
     num_conversations: int = 20_000
     """How many of the built-in world's, where --chats is not given."""
     num_epochs: int = 1
     """Times through the conversations."""
+    data: tuple[str, ...] = ()
+    """Plain text to mix in and to validate on. None: the built-in world's prose, where --chats is not given."""
+    world_chars: int = 2_000_000
+    """Characters of the built-in world's prose to mix from."""
+    text_share: float = 0.3
+    """Share of plain text among the tokens, so that what it taught is not forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +141,5 @@ class SftConfig(MidtrainConfig):
 
     num_conversations: int = 10_000
     """How many of the built-in world's, where --chats is not given."""
+    text_share: float = 0.0
+    """Share of plain text among the tokens."""

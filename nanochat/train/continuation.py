@@ -42,10 +42,8 @@ def train_on_conversations(
 ) -> Finished:
     """Train the model of `config.model` on the stage's rows.
 
-    Raises: ConfigError if no model is named; CheckpointError if it is not there.
+    Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is named.
     """
-    if not config.model:
-        raise ConfigError(f"nanochat {stage.name} needs a model to go on from: a run, or a directory")
     path = resolve(config.model, config.home)
     checkpoint = read(path, with_optimizer=True)
     directory = open_stage(config, config.run or _run_of(config.model), stage.name)

@@ -1,0 +1,181 @@
+"""Files, or the built-in world -> token stores.   in: paths or none, a tokenizer   out: TokenStore
+who calls: cli (pretrain, midtrain, sft, demo)
+
+Stores are kept under `<home>/data/tokens`, by the text and the tokenizer they were made from: a second run of the
+same text starts at once.
+Read next: store.py (what is written), corpus/split.py (what is held out), corpus/world (the text there is without
+any file).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nanochat.batches.mixture import Mixture, Source
+from nanochat.batches.store import (
+    Store,
+    TokenStore,
+    cached_store,
+    tokenize_conversations,
+    tokenize_corpus,
+)
+from nanochat.common.files import home_dir
+from nanochat.common.messages import Conversation
+from nanochat.corpus import world
+from nanochat.corpus.conversations import split_conversations
+from nanochat.corpus.documents import Document, split_documents
+from nanochat.corpus.files import ReadReport
+from nanochat.corpus.split import Split, SplitRule
+from nanochat.tokenizer.chat import render_training
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Chats", "Texts", "chat_store", "mixed", "text_stores"]
+
+WORLD_VERSION = 1  # raised when the built-in world writes other texts from the same seed
+WORLD_VALIDATION_CHARS = 200_000
+VALIDATION_SEED = 10**9  # far from every training seed
+
+Part = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Where documents come from; nothing is read before it is asked for."""
+
+    documents: Callable[[Part, ReadReport | None], Iterator[Document]]
+    identity: Callable[[Part], str]
+    """What decides the documents of a part, for the cache."""
+    rule: str
+    """A line for the plan: what is held out."""
+
+    @classmethod
+    def from_files(
+        cls, data: Sequence[str], val_data: Sequence[str] = (), text_column: str = "text"
+    ) -> "Texts":
+        """The documents of files, folders and globs; validation is `val_data`, else a hundredth by hash.
+
+        Raises: DataError if nothing is there.
+        """
+        rule = (
+            SplitRule(validation_files=tuple(Path(path) for path in val_data)) if val_data else None
+        )
+        split: Split[Document] = split_documents((*data, *val_data), rule, text_column=text_column)
+
+        def documents(part: Part, report: ReadReport | None) -> Iterator[Document]:
+            return split.train(report) if part == "train" else split.validation(report)
+
+        return cls(documents, split.identity, split.rule)
+
+    @classmethod
+    def from_world(cls, num_chars: int, seed: int = 0) -> "Texts":
+        """The built-in world's prose."""
+        sizes = {
+            "train": (num_chars, seed),
+            "validation": (WORLD_VALIDATION_CHARS, VALIDATION_SEED),
+        }
+
+        def documents(part: Part, report: ReadReport | None) -> Iterator[Document]:
+            texts = world.prose(*sizes[part])
+            return (Document(text, "the built-in world", index) for index, text in enumerate(texts))
+
+        return cls(
+            documents,
+            lambda part: json.dumps(["world", WORLD_VERSION, *sizes[part]]),
+            f"{num_chars:,} characters of the built-in world; validation is written with another seed",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """Where conversations come from."""
+
+    conversations: Callable[[Part, ReadReport | None], Iterator[Conversation]]
+    identity: Callable[[Part], str]
+
+    @classmethod
+    def from_files(cls, chats: Sequence[str]) -> "Chats":
+        """The conversations of files, folders and globs, a hundredth held out by hash.
+
+        Raises: DataError if nothing is there.
+        """
+        split: Split[Conversation] = split_conversations(chats)
+
+        def conversations(part: Part, report: ReadReport | None) -> Iterator[Conversation]:
+            return split.train(report) if part == "train" else split.validation(report)
+
+        return cls(conversations, split.identity)
+
+    @classmethod
+    def from_world(cls, stage: world.Stage, num_conversations: int, seed: int = 0) -> "Chats":
+        """The built-in world's conversations for a stage."""
+        seeds = {"train": seed, "validation": VALIDATION_SEED}
+
+        def conversations(part: Part, report: ReadReport | None) -> Iterator[Conversation]:
+            return world.conversations(stage, seeds[part], num_conversations)
+
+        return cls(
+            conversations,
+            lambda part: json.dumps(
+                ["world", WORLD_VERSION, stage, num_conversations, seeds[part]]
+            ),
+        )
+
+
+def text_stores(
+    texts: Texts, tokenizer: Tokenizer, home: Path | None, report: ReadReport | None = None
+) -> tuple[TokenStore, TokenStore]:
+    """The tokens of the training and of the validation documents."""
+    train, validation = (
+        _text_store(texts, part, tokenizer, home, report) for part in ("train", "validation")
+    )
+    return train, validation
+
+
+def chat_store(
+    chats: Chats,
+    part: Part,
+    tokenizer: Tokenizer,
+    home: Path | None,
+    report: ReadReport | None = None,
+) -> TokenStore:
+    """The rendered conversations of one part, with what is trained."""
+
+    def write(directory: Path) -> TokenStore:
+        conversations = chats.conversations(part, report)
+        return tokenize_conversations(
+            conversations,
+            lambda conversation: render_training(conversation, tokenizer),
+            tokenizer,
+            directory,
+        )
+
+    return cached_store(_root(home), chats.identity(part), tokenizer, write)
+
+
+def mixed(chats: TokenStore, texts: TokenStore | None, text_share: float) -> Store:
+    """Conversations with so many tokens of plain text among them that they are `text_share` of all.
+
+    Text goes in at most once; a share of 0, or no text, leaves the conversations alone.
+    """
+    if texts is None or text_share <= 0:
+        return chats
+    wanted_tokens = chats.num_tokens * text_share / (1 - text_share)
+    epochs = min(1.0, wanted_tokens / max(1, texts.num_tokens))
+    return Mixture(
+        [Source(name="conversations", store=chats), Source(name="text", store=texts, epochs=epochs)]
+    )
+
+
+def _text_store(
+    texts: Texts, part: Part, tokenizer: Tokenizer, home: Path | None, report: ReadReport | None
+) -> TokenStore:
+    def write(directory: Path) -> TokenStore:
+        return tokenize_corpus(texts.documents(part, report), tokenizer, directory)
+
+    return cached_store(_root(home), texts.identity(part), tokenizer, write)
+
+
+def _root(home: Path | None) -> Path:
+    return home_dir(home) / "data" / "tokens"
