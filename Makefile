@@ -4,7 +4,9 @@
 BIN = .venv/bin
 PYTHON_FILES = nanochat scripts tests
 
-.PHONY: help setup dev demo test check fmt bench golden docs requirements size
+SHARED = ../shared
+
+.PHONY: help setup dev demo test check fmt golden docs requirements size
 
 help:
 	@echo "make demo          the whole story: install, train, chat in the browser   (ARGS='--no-serve')"
@@ -12,6 +14,7 @@ help:
 	@echo "make setup         install into .venv"
 	@echo "make check         format, lint, types, layers, docs and public names are in order"
 	@echo "make fmt           format and mend what can be mended"
+	@echo "make golden        take the tests' golden figures anew from SHARED=../shared"
 	@echo "make docs          write docs/cli.md and docs/map.md anew"
 	@echo "make requirements  which numbers of docs/requirements.md no test carries"
 	@echo "make size          lines of code by room"
@@ -39,6 +42,12 @@ fmt: dev
 
 docs: dev
 	$(BIN)/python scripts/docs.py
+
+# The figures the tests compare with, taken anew from the folders they came from; review the diff.
+golden: dev
+	@for file in tests/golden/*.py; do \
+	    $(BIN)/python -m tests.golden.$$(basename $$file .py) $(SHARED) || exit 1; done
+	@git --no-pager diff --stat tests/golden
 
 requirements: dev
 	@$(BIN)/python scripts/requirements.py

@@ -41,6 +41,17 @@ def test_the_profiler_looks_at_returns_of_our_rooms_only() -> None:
     assert found == ["model/gpt.py:1 lie: x_BT: the name has 2 letters, the tensor has shape (3,)"]
 
 
+def test_the_profiler_takes_itself_out() -> None:
+    previous = sys.getprofile()
+    sys.setprofile(shapes.profiler([], num_events=3))
+    try:
+        for _ in range(3):
+            str(abs(1))
+        assert sys.getprofile() is None
+    finally:
+        sys.setprofile(previous)
+
+
 def test_the_legend_is_read_from_the_model_room() -> None:
     assert {"B", "T", "D", "H", "V"} <= shapes.LEGEND
     assert shapes.letters_of("Big words\n\n    B  rows    T  time\n    R, C  any\n") == set("BTRC")
