@@ -1,9 +1,11 @@
 """Files, or the built-in world -> token stores.   in: paths or none, a tokenizer   out: TokenStore
 who calls: cli (pretrain, midtrain, sft, demo)
 
-Stores are kept under `<home>/data/tokens`, by the text and the tokenizer they were made from: a second run of the
+Stores are kept under `<home>/data/tokens`, by the text and the tokenizer they were made from: a
+second run of the
 same text starts at once.
-Read next: store.py (what is written), corpus/split.py (what is held out), corpus/world (the text there is without
+Read next: store.py (what is written), corpus/split.py (what is held out), corpus/world (the text
+there is without
 any file).
 """
 
@@ -54,7 +56,8 @@ class Texts:
     def from_files(
         cls, data: Sequence[str], val_data: Sequence[str] = (), text_column: str = "text"
     ) -> "Texts":
-        """The documents of files, folders and globs; validation is `val_data`, else a hundredth by hash.
+        """The documents of files, folders and globs; validation is `val_data`, else a hundredth by
+        hash.
 
         Raises: DataError if nothing is there.
         """
@@ -83,7 +86,8 @@ class Texts:
         return cls(
             documents,
             lambda part: json.dumps(["world", WORLD_VERSION, *sizes[part]]),
-            f"{num_chars:,} characters of the built-in world; validation is written with another seed",
+            f"{num_chars:,} characters of the built-in world; validation is written with another "
+            "seed",
         )
 
 

@@ -1,1 +1,2 @@
-"""NUMBERS.   in: a setting and, if given, a peer   out: one JSON object   who calls: cli, Makefile"""
+"""NUMBERS.   in: a setting and, if given, a peer   out: one JSON object   who calls: cli,
+Makefile"""

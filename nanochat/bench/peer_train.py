@@ -1,7 +1,9 @@
-"""What runs inside karpathy/nanochat's process.   in: a setting as JSON   out: losses and seconds as JSON
+"""What runs inside karpathy/nanochat's process.   in: a setting as JSON   out: losses and seconds
+as JSON
 who calls: train.py, with the user's own checkout on PYTHONPATH
 
-Imports nothing of ours, and of theirs only the model and its optimizer; learning rates are those of its
+Imports nothing of ours, and of theirs only the model and its optimizer; learning rates are those
+of its
 scripts/base_train.py at 92d63d4.
 """
 
@@ -17,7 +19,8 @@ __all__ = ["main"]
 
 
 def main(setting: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Losses and seconds of each step; the first run also writes the weights that all start from."""
+    """Losses and seconds of each step; the first run also writes the weights that all start
+    from."""
     from nanochat.gpt import GPT, GPTConfig  # type: ignore[attr-defined, import-not-found, unused-ignore]
 
     torch.manual_seed(setting["seed"])
@@ -26,12 +29,17 @@ def main(setting: dict[str, Any]) -> tuple[list[float], list[float]]:
     weights = Path(setting["weights"])
     if weights.exists():
         first = torch.load(weights, weights_only=True)
-        model.load_state_dict({name: value.to(model.state_dict()[name].dtype) for name, value in first.items()})
+        model.load_state_dict(
+            {name: value.to(model.state_dict()[name].dtype) for name, value in first.items()}
+        )
     else:
         torch.save(model.state_dict(), weights)
     scale = setting["batch_scale"]
     optimizer = model.setup_optimizer(
-        unembedding_lr=0.008 * scale, embedding_lr=0.3 * scale, scalar_lr=0.5 * scale, matrix_lr=0.02 * scale
+        unembedding_lr=0.008 * scale,
+        embedding_lr=0.3 * scale,
+        scalar_lr=0.5 * scale,
+        matrix_lr=0.02 * scale,
     )
     compiled = torch.compile(model, dynamic=False)
     losses, seconds = [], []

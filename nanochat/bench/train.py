@@ -1,8 +1,11 @@
-"""How fast training is, beside karpathy/nanochat.   in: a size, a peer's checkout   out: one JSON object
+"""How fast training is, beside karpathy/nanochat.   in: a size, a peer's checkout   out: one JSON
+object
 who calls: cli/bench_train.py
 
-The peer runs in a process of its own, from the user's checkout, on the same batches and from the same first
-weights; so that after the same number of steps its loss must be ours.  Times are medians over steps, the first
+The peer runs in a process of its own, from the user's checkout, on the same batches and from the
+same first
+weights; so that after the same number of steps its loss must be ours.  Times are medians over
+steps, the first
 ones (compiling) left out.
 Read next: peer_train.py (what the peer's process runs).
 """
@@ -22,7 +25,13 @@ import torch
 
 from nanochat.batches.batch import Batch, micro_batches
 from nanochat.checkpoint.reference import name_of
-from nanochat.common.device import best_device, compute_dtype, keep_freed_memory, machine_name, peak_flops
+from nanochat.common.device import (
+    best_device,
+    compute_dtype,
+    keep_freed_memory,
+    machine_name,
+    peak_flops,
+)
 from nanochat.common.errors import TrainingError
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import train_flops_per_token, train_flops_per_token_causal
@@ -65,9 +74,11 @@ class TrainBench:
 
 
 def bench_train(bench: TrainBench) -> dict[str, Any]:
-    """Tokens per second and losses, ours first, then the peer's in float32 and bfloat16, all compiled.
+    """Tokens per second and losses, ours first, then the peer's in float32 and bfloat16, all
+    compiled.
 
-    Units: tokens_per_s, step_s as medians; mfu by the reference's formula, mfu_causal by keys really seen.
+    Units: tokens_per_s, step_s as medians; mfu by the reference's formula, mfu_causal by keys
+           really seen.
     """
     with tempfile.TemporaryDirectory() as folder:
         setting = _write_setting(bench, Path(folder))
@@ -76,9 +87,13 @@ def bench_train(bench: TrainBench) -> dict[str, Any]:
         # The peer goes first: it makes the first weights that both start from.
         peers = {dtype: _peer(bench, setting, dtype) for dtype in ("float32", "bfloat16")}
         ours = _ours(bench, setting)
-    rates = {f"over_{dtype}": ours["tokens_per_s"] / peer["tokens_per_s"] for dtype, peer in peers.items()}
+    rates = {
+        f"over_{dtype}": ours["tokens_per_s"] / peer["tokens_per_s"]
+        for dtype, peer in peers.items()
+    }
     drift = {
-        f"loss_against_{dtype}": abs(ours["losses"][-1] / peer["losses"][-1] - 1) for dtype, peer in peers.items()
+        f"loss_against_{dtype}": abs(ours["losses"][-1] / peer["losses"][-1] - 1)
+        for dtype, peer in peers.items()
     }
     return {"machine": _machine(bench), "ours": ours, "peer": peers, "ratios": rates | drift}
 
@@ -118,8 +133,12 @@ def _peer(bench: TrainBench, setting: dict[str, Any], dtype: str) -> dict[str, A
     environment = os.environ | {"NANOCHAT_DTYPE": dtype, "PYTHONPATH": str(bench.peer)}
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(setting)],
-        env=environment, capture_output=True, text=True, timeout=PEER_SECONDS, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PEER_SECONDS,
+        check=False,
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
         raise TrainingError(f"the peer at {bench.peer} failed with code {done.returncode}: {last}")
@@ -137,7 +156,9 @@ def _ours(bench: TrainBench, setting: dict[str, Any]) -> dict[str, Any]:
     else:
         initialize(model, "v5", bench.seed)
     dtype = compute_dtype(device, bench.dtype)  # type: ignore[arg-type]
-    optimizer = Optimizer(model, RECIPES["v5"], lr_scale=setting["batch_scale"], compute_dtype=dtype)
+    optimizer = Optimizer(
+        model, RECIPES["v5"], lr_scale=setting["batch_scale"], compute_dtype=dtype
+    )
     compute = torch.compile(loss_sum) if bench.is_compiled else loss_sum
     tokens = torch.load(setting["tokens"], weights_only=True)
     rows = max(1, 4096 // bench.context_len) if device.type == "cpu" else bench.rows

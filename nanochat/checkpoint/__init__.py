@@ -1,1 +1,2 @@
-"""WEIGHTS <-> DISK.   in: a model reference   out: GPT, Tokenizer   who calls: engine, train, evals, cli"""
+"""WEIGHTS <-> DISK.   in: a model reference   out: GPT, Tokenizer   who calls: engine, train,
+evals, cli"""

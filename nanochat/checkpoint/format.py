@@ -2,10 +2,12 @@
 who calls: train (through the door), resolve.py
 
     step_000500/
-      manifest.json           format version, every file's size and SHA-256, step, versions; written last
+      manifest.json           format version, every file's size and SHA-256, step, versions;
+      written last
       config.json             GPTConfig
       model.safetensors       float32 masters, by name
-      optimizer.safetensors   moments by weight name (absent where nothing is meant to go on from it)
+      optimizer.safetensors   moments by weight name (absent where nothing is meant to go on from
+      it)
       state.json              stage, step, metrics, lineage
       tokenizer/tokenizer.json
 
@@ -55,7 +57,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     Raises: CheckpointError if it exists already, or the disk refuses.
     """
     if directory.exists():
-        raise CheckpointError(f"{directory} exists already: choose another --run, or pass --overwrite")
+        raise CheckpointError(
+            f"{directory} exists already: choose another --run, or pass --overwrite"
+        )
     temporary = directory.with_name(f".{directory.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,18 +76,22 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         _flush_directory(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{directory}: not saved, {error}; earlier checkpoints are untouched") from error
+        raise CheckpointError(
+            f"{directory}: not saved, {error}; earlier checkpoints are untouched"
+        ) from error
 
 
 def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """The checkpoint of a directory, its sizes and hashes verified, its tensors compared with its config.
+    """The checkpoint of a directory, its sizes and hashes verified, its tensors compared with its
+    config.
 
     Raises: CheckpointError naming the file and the reason.
     """
     manifest = _read(directory / "manifest.json")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{directory}: format version {manifest.get('format_version')}, this nanochat reads {FORMAT_VERSION}"
+            f"{directory}: format version {manifest.get('format_version')}, this nanochat reads "
+            f"{FORMAT_VERSION}"
         )
     for name, entry in manifest["files"].items():
         _verify(directory / name, entry)
@@ -98,7 +106,8 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpo
 
 
 def find_steps(directory: Path) -> dict[int, Path]:
-    """The finished checkpoints of a stage, by step, ascending; a directory without a manifest is none."""
+    """The finished checkpoints of a stage, by step, ascending; a directory without a manifest is
+    none."""
     found = {
         int(match[1]): path
         for path in (directory / "checkpoints").glob("step_*")
@@ -116,7 +125,10 @@ def _manifest(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.state.get("step"),
         "tokenizer_hash": checkpoint.tokenizer.content_hash,
         "files": {
-            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            str(path.relative_to(directory)): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of_file(path),
+            }
             for path in files
         },
     }
@@ -147,9 +159,13 @@ def _verify(path: Path, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing, though the manifest lists it")
     if path.stat().st_size != entry["bytes"]:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+        )
     if sha256_of_file(path) != entry["sha256"]:
-        raise CheckpointError(f"{path}: its SHA-256 differs from the manifest: the file was changed or damaged")
+        raise CheckpointError(
+            f"{path}: its SHA-256 differs from the manifest: the file was changed or damaged"
+        )
 
 
 def _flush(directory: Path) -> None:

@@ -1,11 +1,13 @@
-"""karpathy/nanochat's files -> ours.   in: a directory of its format   out: GPTConfig, weights   who calls: resolve.py
+"""karpathy/nanochat's files -> ours.   in: a directory of its format   out: GPTConfig, weights,
+moments
+who calls: resolve.py
 
 Its meta files do not say which generation wrote them: the tensors do.
-Source: karpathy/nanochat nanochat/checkpoint_manager.py at 92d63d4; generations as in model/config.py.
+Source: karpathy/nanochat nanochat/checkpoint_manager.py at 92d63d4; generations as in
+        model/config.py.
 Read next: resolve.py.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -19,9 +21,23 @@ from torch import Tensor
 from nanochat.common.errors import CheckpointError
 from nanochat.model.config import GENERATIONS, Generation, GPTConfig, windows_from_pattern
 
-__all__ = ["ReferenceFiles", "detect_generation", "find_files", "load_config", "load_weights", "name_of"]
+__all__ = [
+    "ReferenceFiles",
+    "detect_generation",
+    "find_files",
+    "load_config",
+    "load_optimizer",
+    "load_weights",
+    "name_of",
+]
 
-UNKNOWN_VARIANTS = ("bigram_embed", "v0_lambdas", "value_embed_A", "value_embed_B", "bigram_lambdas")
+UNKNOWN_VARIANTS = (
+    "bigram_embed",
+    "v0_lambdas",
+    "value_embed_A",
+    "value_embed_B",
+    "bigram_lambdas",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,9 @@ def find_files(directory: Path) -> ReferenceFiles | None:
     if not meta.is_file():
         raise CheckpointError(f"{model}: its meta file {meta.name} is missing; both are needed")
     optimizers = [directory / f"optim_{digits}_rank0.pt", directory / f"optim_{digits}.pt"]
-    return ReferenceFiles(model, meta, step, next((path for path in optimizers if path.is_file()), None))
+    return ReferenceFiles(
+        model, meta, step, next((path for path in optimizers if path.is_file()), None)
+    )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -61,12 +79,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Only tensors are read: code in the file is refused by torch.load's weights_only.
     Raises: CheckpointError if the file is damaged or holds anything but tensors.
     """
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for damaged or dangerous files
-        raise CheckpointError(f"{path}: not readable as plain tensors ({type(error).__name__})") from error
+    raw = _load_plain(path)
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(raw).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a dictionary of tensors, found {type(raw).__name__}"
+        )
     return {str(key).removeprefix("_orig_mod."): value for key, value in raw.items()}
 
 
@@ -77,7 +94,9 @@ def detect_generation(weights: Mapping[str, Tensor], where: str) -> Generation:
     """
     for variant in UNKNOWN_VARIANTS:
         if any(key.startswith(variant) for key in weights):
-            raise CheckpointError(f"{where}: holds {variant}.*, a trial of karpathy/nanochat that is not supported")
+            raise CheckpointError(
+                f"{where}: holds {variant}.*, a trial of karpathy/nanochat that is not supported"
+            )
     if "smear_gate.weight" in weights:
         return "v5"
     if "resid_lambdas" not in weights:
@@ -95,11 +114,17 @@ def load_config(meta_path: Path, weights: Mapping[str, Tensor]) -> GPTConfig:
     """
     try:
         raw: dict[str, Any] = json.loads(meta_path.read_text())["model_config"]
-        num_layers, model_dim, num_heads = int(raw["n_layer"]), int(raw["n_embd"]), int(raw["n_head"])
+        num_layers, model_dim, num_heads = (
+            int(raw["n_layer"]),
+            int(raw["n_embd"]),
+            int(raw["n_head"]),
+        )
         context_len, vocab_size = int(raw["sequence_len"]), int(raw["vocab_size"])
         num_kv_heads = int(raw["n_kv_head"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{meta_path}: model_config is missing or damaged ({error})") from error
+        raise CheckpointError(
+            f"{meta_path}: model_config is missing or damaged ({error})"
+        ) from error
     generation = detect_generation(weights, str(meta_path))
     rows = weights["transformer.wte.weight"].size(0)
     config = GPTConfig(
@@ -110,13 +135,54 @@ def load_config(meta_path: Path, weights: Mapping[str, Tensor]) -> GPTConfig:
         head_dim=model_dim // num_heads,
         vocab_size=vocab_size,
         context_len=context_len,
-        windows=windows_from_pattern(str(raw.get("window_pattern", "L")), num_layers, context_len, generation),
+        windows=windows_from_pattern(
+            str(raw.get("window_pattern", "L")), num_layers, context_len, generation
+        ),
         vocab_padding=1 if rows == vocab_size else 64,
         **GENERATIONS[generation],
     )
     if config.padded_vocab_size != rows:
-        raise CheckpointError(f"{meta_path}: vocab_size {vocab_size} does not fit {rows} rows of transformer.wte")
+        raise CheckpointError(
+            f"{meta_path}: vocab_size {vocab_size} does not fit {rows} rows of transformer.wte"
+        )
     return config
+
+
+def load_optimizer(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moments of an optim_*.pt by our names: `<name>/first`, `<name>/second`, and `num_steps`.
+
+    AdamW's first and second moments, Muon's momentum and variance.  The file knows its tensors by
+    number only;
+    the order of `weights`, as load_weights gives those of the same step, says which number is
+    whose.
+    Raises: CheckpointError if the file is damaged, holds code, was written by V1 or V2 (whose
+            optimizers were
+            others) or by one of several ranks, or does not fit the weights.
+    Source: karpathy/nanochat GPT.setup_optimizer at 2f09686 (V3), 6ed7d1d (V4), 92d63d4 (V5).
+    """
+    generation = detect_generation(weights, str(path))
+    if generation in ("v1", "v2"):
+        raise CheckpointError(
+            f"{path}: {generation} had other optimizers than v3 to v5, whose moments can be read: "
+            "go on from the weights alone"
+        )
+    groups = _optimizer_groups(weights)
+    sizes, states = _optimizer_states(path)
+    expected = [len(group) for group in groups]
+    if sizes != expected or not all(isinstance(state, dict) for state in states.values()):
+        raise CheckpointError(
+            f"{path}: groups of {sizes} tensors, expected {expected} for these weights"
+        )
+    moments: dict[str, Tensor] = {}
+    number = 0
+    for group in groups:
+        if group[0].startswith("transformer.h."):  # the state of a stack stands at its first number
+            moments |= _muon_moments(states.get(number, {}), group, weights, path)
+        else:
+            for offset, name in enumerate(group):
+                moments |= _adam_moments(states.get(number + offset, {}), name, weights, path)
+        number += len(group)
+    return moments | {"num_steps": _num_steps(states, path)}
 
 
 def name_of(reference_name: str) -> str:
@@ -153,3 +219,92 @@ _BLOCK = {
     "mlp.c_fc.weight": "mlp.expand.weight",
     "mlp.c_proj.weight": "mlp.contract.weight",
 }
+
+
+def _load_plain(path: Path) -> Any:
+    """What torch saved, as long as it is tensors, numbers, strings and containers of them."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for damaged or dangerous files
+        raise CheckpointError(
+            f"{path}: not readable as plain tensors ({type(error).__name__})"
+        ) from error
+
+
+def _optimizer_groups(weights: Mapping[str, Tensor]) -> list[list[str]]:
+    """Reference names in the order of the optimizer's numbers: AdamW's groups, then Muon's by
+    shape."""
+    matrices = [name for name in weights if name.startswith("transformer.h.")]
+    scalars = [
+        name for name in ("smear_gate.weight", "smear_lambda", "backout_lambda") if name in weights
+    ]
+    groups = [
+        ["lm_head.weight"],
+        ["transformer.wte.weight"],
+        [name for name in weights if name.startswith("value_embeds.")],
+        ["resid_lambdas"],
+        ["x0_lambdas"],
+        scalars,
+    ]
+    shapes = sorted({tuple(weights[name].shape) for name in matrices})
+    groups += [
+        [name for name in matrices if tuple(weights[name].shape) == shape] for shape in shapes
+    ]
+    return [group for group in groups if group]
+
+
+def _optimizer_states(path: Path) -> tuple[list[int], dict[int, Any]]:
+    """How many tensors each group has, and the states by number."""
+    raw = _load_plain(path)
+    try:
+        return [len(group["params"]) for group in raw["param_groups"]], dict(raw["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not the state of one optimizer ({error!r})") from error
+
+
+def _adam_moments(
+    state: Mapping[str, Any], name: str, weights: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    shape = tuple(weights[name].shape)
+    return {
+        f"{name_of(name)}/first": _moment(state, "exp_avg", shape, f"{path}: {name}"),
+        f"{name_of(name)}/second": _moment(state, "exp_avg_sq", shape, f"{path}: {name}"),
+    }
+
+
+def _muon_moments(
+    state: Mapping[str, Any], names: list[str], weights: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The moments of matrices of one shape, which the file holds stacked."""
+    count, (rows, columns) = len(names), weights[names[0]].shape
+    where = f"{path}: {names[0]} and {count - 1} more"
+    shape = (count, rows, 1) if rows >= columns else (count, 1, columns)
+    first = _moment(state, "momentum_buffer", (count, rows, columns), where)
+    second = _moment(state, "second_momentum_buffer", shape, where)
+    return {
+        f"{name_of(name)}/{which}": stack[index]
+        for index, name in enumerate(names)
+        for which, stack in (("first", first), ("second", second))
+    }
+
+
+def _moment(state: Mapping[str, Any], key: str, shape: tuple[int, ...], where: str) -> Tensor:
+    value = state.get(key)
+    found = tuple(value.shape) if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor) or found != shape:
+        raise CheckpointError(
+            f"{where}: {key} is {found or 'missing'}, expected {shape} (several devices write a "
+            "part each, which "
+            "cannot be read): go on from the weights alone"
+        )
+    return value.float()
+
+
+def _num_steps(states: Mapping[int, Any], path: Path) -> Tensor:
+    """AdamW counts its steps in every state; Muon does not."""
+    steps = {int(state["step"]) for state in states.values() if "step" in state}
+    if len(steps) != 1:
+        raise CheckpointError(
+            f"{path}: its tensors have made {sorted(steps)} steps, expected one number"
+        )
+    return torch.tensor(steps.pop())

@@ -1,4 +1,5 @@
-"""A model reference -> a model.   in: `d12`, `d12/sft`, `d12/sft@1500`, or a directory   out: Loaded
+"""A model reference -> a model.   in: `d12`, `d12/sft`, `d12/sft@1500`, or a directory   out:
+Loaded
 who calls: engine, train, evals, cli
 
 A directory may be one of our checkpoints, one of our runs or stages, or karpathy/nanochat's
@@ -49,7 +50,9 @@ def run_directory(home: Path | None, run: str) -> Path:
     Raises: CheckpointError for a name that is no plain folder name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise CheckpointError(f"run name {run!r}: expected letters, digits, dots, dashes and underscores")
+        raise CheckpointError(
+            f"run name {run!r}: expected letters, digits, dots, dashes and underscores"
+        )
     return home_dir(home) / "runs" / run
 
 
@@ -60,7 +63,8 @@ def load(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Loaded:
-    """The model and tokenizer that a reference names, verified, in `dtype` on `device`, ready to run.
+    """The model and tokenizer that a reference names, verified, in `dtype` on `device`, ready to
+    run.
 
     Raises: CheckpointError saying what was looked for, what there is, and what to do.
     """
@@ -91,36 +95,49 @@ def resolve(reference: str, home: Path | None = None) -> Path:
     match = re.fullmatch(r"(?P<run>[^/@]+)(/(?P<stage>[^/@]+))?(@(?P<step>\d+))?", reference)
     runs = home_dir(home) / "runs"
     if match is None or not (runs / match["run"]).is_dir():
-        known = sorted(path.name for path in runs.glob("*") if path.is_dir()) if runs.is_dir() else []
-        there = f"runs here: {', '.join(known)}" if known else "there are no runs yet; nanochat demo makes one"
+        known = (
+            sorted(path.name for path in runs.glob("*") if path.is_dir()) if runs.is_dir() else []
+        )
+        there = (
+            f"runs here: {', '.join(known)}"
+            if known
+            else "there are no runs yet; nanochat demo makes one"
+        )
         raise CheckpointError(
-            f"model {reference!r} is neither a directory nor a run in {runs}{nearest(reference, known)}: {there}"
+            f"model {reference!r} is neither a directory nor a run in "
+            f"{runs}{nearest(reference, known)}: {there}"
         )
     directory = runs / match["run"]
     stage = match["stage"] or _last_stage(directory)
     if not (directory / stage).is_dir():
         have = [name for name in STAGES if (directory / name).is_dir()]
-        raise CheckpointError(f"run {match['run']} has no stage {stage!r}: it has {', '.join(have) or 'none'}")
+        raise CheckpointError(
+            f"run {match['run']} has no stage {stage!r}: it has {', '.join(have) or 'none'}"
+        )
     return _checkpoint_in(directory / stage, int(match["step"]) if match["step"] else None)
 
 
 def restore(checkpoint: Checkpoint, where: str) -> GPT:
     """A GPT in float32 holding the checkpoint's weights.
 
-    Raises: CheckpointError naming tensors that are missing, left over or of another shape, and a tokenizer that
+    Raises: CheckpointError naming tensors that are missing, left over or of another shape, and a
+            tokenizer that
             does not fit.
     """
     config = checkpoint.config
     if checkpoint.tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {checkpoint.tokenizer.vocab_size} tokens, the model {config.vocab_size}"
+            f"{where}: the tokenizer has {checkpoint.tokenizer.vocab_size} tokens, the model "
+            f"{config.vocab_size}"
         )
     with torch.device("meta"):
         model = GPT(config)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     if wanted != found:
-        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        names = sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        )
         first = names[0]
         raise CheckpointError(
             f"{where}: {len(names)} tensors do not fit the config, such as {first}: "
@@ -154,7 +171,10 @@ def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
 
 
 def _reference_tokenizer(path: Path) -> Path:
-    candidates = [folder / "tokenizer" / "tokenizer.pkl" for folder in (path.resolve().parents[1], path, path.parent)]
+    candidates = [
+        folder / "tokenizer" / "tokenizer.pkl"
+        for folder in (path.resolve().parents[1], path, path.parent)
+    ]
     candidates.append(path / "tokenizer.pkl")
     for candidate in candidates:
         if candidate.is_file():
@@ -165,7 +185,9 @@ def _reference_tokenizer(path: Path) -> Path:
 def _last_stage(directory: Path) -> str:
     done = [stage for stage in STAGES if find_steps(directory / stage)]
     if not done:
-        raise CheckpointError(f"run {directory.name} has no finished checkpoint in {directory}: train it first")
+        raise CheckpointError(
+            f"run {directory.name} has no finished checkpoint in {directory}: train it first"
+        )
     return done[-1]
 
 
@@ -176,9 +198,13 @@ def _checkpoint_in(directory: Path, step: int | None = None) -> Path:
     if not steps and any(find_steps(directory / stage) for stage in STAGES):
         return _checkpoint_in(directory / _last_stage(directory), step)
     if not steps:
-        raise CheckpointError(f"{directory}: holds no checkpoint (no manifest.json, no model_*.pt, no checkpoints/)")
+        raise CheckpointError(
+            f"{directory}: holds no checkpoint (no manifest.json, no model_*.pt, no checkpoints/)"
+        )
     if step is None:
         return steps[max(steps)]
     if step not in steps:
-        raise CheckpointError(f"{directory} has no step {step}: it has {', '.join(map(str, steps))}")
+        raise CheckpointError(
+            f"{directory} has no step {step}: it has {', '.join(map(str, steps))}"
+        )
     return steps[step]

@@ -1,4 +1,5 @@
-"""nanochat bench train   in: a size, a peer's checkout   out: one JSON object, or a table   who calls: cli.main
+"""nanochat bench train   in: a size, a peer's checkout   out: one JSON object, or a table   who
+calls: cli.main
 
 Read next: bench/train.py.
 """
@@ -16,7 +17,8 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """Measure training speed at a size, beside karpathy/nanochat where a checkout of it is given."""
+    """Measure training speed at a size, beside karpathy/nanochat where a checkout of it is
+    given."""
 
     depth: int = 6
     """Layers."""
@@ -46,10 +48,16 @@ class Config(CommonOptions):
     def __post_init__(self) -> None:
         if self.num_steps <= self.warmup_steps or self.warmup_steps < 0:
             raise ConfigError(
-                f"num_steps is {self.num_steps} and warmup_steps {self.warmup_steps}: expected more steps than warm-up"
+                f"num_steps is {self.num_steps} and warmup_steps {self.warmup_steps}: expected "
+                "more steps than warm-up"
             )
-        if self.peer_nanochat is not None and not (self.peer_nanochat / "nanochat" / "gpt.py").is_file():
-            raise ConfigError(f"--peer-nanochat {self.peer_nanochat}: no nanochat/gpt.py there; give a checkout")
+        if (
+            self.peer_nanochat is not None
+            and not (self.peer_nanochat / "nanochat" / "gpt.py").is_file()
+        ):
+            raise ConfigError(
+                f"--peer-nanochat {self.peer_nanochat}: no nanochat/gpt.py there; give a checkout"
+            )
 
 
 def run(config: Config) -> int:
@@ -67,7 +75,8 @@ def run(config: Config) -> int:
             num_steps=config.num_steps,
             warmup_steps=config.warmup_steps,
             dtype=config.dtype,
-            is_compiled=config.compile == "on" or (config.compile == "auto" and find_compiler() is not None),
+            is_compiled=config.compile == "on"
+            or (config.compile == "auto" and find_compiler() is not None),
             device=config.device,
             peer=config.peer_nanochat.resolve() if config.peer_nanochat else None,
             seed=config.seed,

@@ -1,4 +1,5 @@
-"""What `nanochat midtrain` and `nanochat sft` share.   in: a config, a stage's function   out: an exit code
+"""What `nanochat midtrain` and `nanochat sft` share.   in: a config, a stage's function   out: an
+exit code
 who calls: cli/midtrain.py, cli/sft.py
 
 Read next: batches/sources.py (where conversations come from).

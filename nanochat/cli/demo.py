@@ -1,4 +1,5 @@
-"""nanochat demo   in: nothing, or text and conversations   out: a chat, and how it came to be   who calls: cli.main
+"""nanochat demo   in: nothing, or text and conversations   out: a chat, and how it came to be
+who calls: cli.main
 
 Read next: demo_story.py (the stages), train/ (each of them), evals/report.py (the page it writes).
 """
@@ -15,9 +16,11 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """The whole story on this machine in minutes: text, tokenizer, pretraining, mid-training, SFT, then a chat.
+    """The whole story on this machine in minutes: text, tokenizer, pretraining, mid-training, SFT,
+    then a chat.
 
-    Without --text and --chats it needs no file and no network: the text is written by the built-in world.
+    Without --text and --chats it needs no file and no network: the text is written by the built-in
+    world.
     """
 
     text: tuple[str, ...] = ()
@@ -42,7 +45,9 @@ class Config(CommonOptions):
     def __post_init__(self) -> None:
         if bool(self.text) != bool(self.chats):
             given, missing = ("text", "chats") if self.text else ("chats", "text")
-            raise ConfigError(f"--{given} is given without --{missing}: your own story needs both, or neither")
+            raise ConfigError(
+                f"--{given} is given without --{missing}: your own story needs both, or neither"
+            )
         if self.minutes is not None and not 0.1 <= self.minutes <= 10_000:
             raise ConfigError(f"minutes is {self.minutes:g}, expected 0.1 to 10000")
 
@@ -67,7 +72,11 @@ def run(config: Config) -> int:
 
         return serve.run(
             serve.Config(
-                model=config.run, home=config.home, host=config.host, port=config.port, open=config.open
+                model=config.run,
+                home=config.home,
+                host=config.host,
+                port=config.port,
+                open=config.open,
             )
         )
     return 0

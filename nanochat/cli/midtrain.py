@@ -1,4 +1,5 @@
-"""nanochat midtrain   in: a model, conversations   out: the model after midtrain, in its run   who calls: cli.main
+"""nanochat midtrain   in: a model, conversations   out: the model after midtrain, in its run   who
+calls: cli.main
 
 Read next: train/midtrain.py (what happens).
 """

@@ -1,4 +1,5 @@
-"""nanochat pretrain   in: text, or the built-in world   out: a base model in a run   who calls: cli.main, cli/demo.py
+"""nanochat pretrain   in: text, or the built-in world   out: a base model in a run   who calls:
+cli.main, cli/demo.py
 
 Read next: train/pretrain.py (what happens), train/plan.py (why these numbers).
 """
@@ -8,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanochat.common.files import home_dir
 from nanochat.corpus.files import ReadReport
 from nanochat.train.config import PretrainConfig as Config
 
@@ -47,7 +47,11 @@ def run(config: Config) -> int:
         "val_bpb": finished.val_bpb,
         "wall_s": round(time.monotonic() - start_s, 1),
     }
-    print(json.dumps(result) if config.json else f"saved {finished.checkpoint}, val bpb {finished.val_bpb:.4f}")
+    print(
+        json.dumps(result)
+        if config.json
+        else f"saved {finished.checkpoint}, val bpb {finished.val_bpb:.4f}"
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""nanochat sft   in: a model, conversations   out: the model after sft, in its run   who calls: cli.main
+"""nanochat sft   in: a model, conversations   out: the model after sft, in its run   who calls:
+cli.main
 
 Read next: train/sft.py (what happens).
 """

@@ -1,9 +1,13 @@
-"""Causal attention with grouped heads, windows and a cache.   in: x_BTD   out: x_BTD   who calls: gpt.py
+"""Causal attention with grouped heads, windows and a cache.   in: x_BTD   out: x_BTD   who calls:
+gpt.py
 
-A query sees itself and at most `window` tokens to its left, so window + 1 keys.  Two paths, named: a whole
-text at once (training, scoring), and new tokens against a cache (the engine), where every row of the batch
+A query sees itself and at most `window` tokens to its left, so window + 1 keys.  Two paths, named:
+a whole
+text at once (training, scoring), and new tokens against a cache (the engine), where every row of
+the batch
 stands at its own position.
-Source: grouped queries Ainslie et al., arXiv:2305.13245; QK norm Henry et al., arXiv:2010.04245, after the rotation.
+Source: grouped queries Ainslie et al., arXiv:2305.13245; QK norm Henry et al., arXiv:2010.04245,
+        after the rotation.
 Read next: gpt.py; engine/cache.py (a KVCache).
 """
 
@@ -20,10 +24,13 @@ from nanochat.model.layers import Linear, rms_norm, rotate
 
 __all__ = ["CausalAttention", "KVCache", "Positions", "attend", "attend_cached"]
 
-# Queries a block when a window is shorter than the text: keys are sliced to the block's reach, so memory
+# Queries a block when a window is shorter than the text: keys are sliced to the block's reach, so
+# memory
 # and time grow with T * window and not with T * T.
 WINDOW_BLOCK_TOKENS = 256
-PRODUCTS_MAX_TOKENS = 1024  # above this the kept probabilities outgrow what the faster products save
+PRODUCTS_MAX_TOKENS = (
+    1024  # above this the kept probabilities outgrow what the faster products save
+)
 
 
 class KVCache(Protocol):
@@ -33,12 +40,14 @@ class KVCache(Protocol):
         """How many tokens of each row are in the cache: the position of the row's next token."""
 
     def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of the layer, (B, S, K, E) each, the new ones at their rows' positions."""
+        """All keys and values of the layer, (B, S, K, E) each, the new ones at their rows'
+        positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where the tokens of this call stand: the rotary tables at their positions and, with a cache, the positions."""
+    """Where the tokens of this call stand: the rotary tables at their positions and, with a cache,
+    the positions."""
 
     cos: Tensor
     sin: Tensor
@@ -46,7 +55,8 @@ class Positions:
 
 
 class CausalAttention(nn.Module):
-    """Mixes each token with those before it; on some layers a value table by token joins the values."""
+    """Mixes each token with those before it; on some layers a value table by token joins the
+    values."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -86,7 +96,8 @@ class CausalAttention(nn.Module):
         return (gate.gate_scale * torch.sigmoid(logits_BTK)).unsqueeze(-1)
 
     def _position(self, x: Tensor, at: Positions) -> Tensor:
-        """Rotate first, then norm (the order matters for rounding), then scale if the generation does."""
+        """Rotate first, then norm (the order matters for rounding), then scale if the generation
+        does."""
         x = rms_norm(rotate(x, at.cos, at.sin), self.config.norm_eps)
         return x if self.config.qk_scale == 1.0 else x * self.config.qk_scale
 
@@ -110,7 +121,9 @@ def attend(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, window: int | None) -
         rows = torch.arange(start, stop, device=q_BTHE.device)[:, None]
         columns = torch.arange(first, stop, device=q_BTHE.device)[None, :]
         visible = (columns <= rows) & (rows - columns <= reach)
-        blocks.append(_sdpa(q_BTHE[:, start:stop], k_BTKE[:, first:stop], v_BTKE[:, first:stop], visible))
+        blocks.append(
+            _sdpa(q_BTHE[:, start:stop], k_BTKE[:, first:stop], v_BTKE[:, first:stop], visible)
+        )
     return torch.cat(blocks, dim=1)
 
 
@@ -146,6 +159,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     if num_groups > 1:
         k, v = (x.repeat_interleave(num_groups, dim=2) for x in (k, v))
     y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible, is_causal=visible is None
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=visible,
+        is_causal=visible is None,
     )
     return y.transpose(1, 2)

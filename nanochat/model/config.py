@@ -1,8 +1,11 @@
-"""The dial and every choice behind it.   in: depth, generation   out: GPTConfig   who calls: all that build a model
+"""The dial and every choice behind it.   in: depth, generation   out: GPTConfig   who calls: all
+that build a model
 
-karpathy/nanochat changed its mathematics five times without recording it in its checkpoints.  Here each
+karpathy/nanochat changed its mathematics five times without recording it in its checkpoints.  Here
+each
 choice is a field, and the five generations are five presets of one config.
-Source: karpathy/nanochat nanochat/gpt.py at 3a5e0bc (V1), fbc1484 (V2), 2f09686 (V3), 6ed7d1d (V4), 92d63d4 (V5).
+Source: karpathy/nanochat nanochat/gpt.py at 3a5e0bc (V1), fbc1484 (V2), 2f09686 (V3), 6ed7d1d
+        (V4), 92d63d4 (V5).
 Read next: gpt.py (what the fields do), cost.py (what they cost).
 """
 
@@ -24,7 +27,8 @@ SHORT_WINDOW_TILE = 128  # short windows of V4 and V5 are rounded up to this man
 
 @dataclass(frozen=True, slots=True)
 class ValueEmbedding:
-    """A table of values by token, added on every second layer through a gate of `scale` * sigmoid."""
+    """A table of values by token, added on every second layer through a gate of `scale` *
+    sigmoid."""
 
     gate_channels: int
     gate_scale: float
@@ -103,12 +107,20 @@ class GPTConfig:
         if depth < 1:
             raise ConfigError(f"depth is {depth}, expected at least 1: it is the number of layers")
         if head_dim < 1 or aspect_ratio < 1:
-            raise ConfigError(f"head_dim is {head_dim}, aspect_ratio {aspect_ratio}: expected at least 1")
+            raise ConfigError(
+                f"head_dim is {head_dim}, aspect_ratio {aspect_ratio}: expected at least 1"
+            )
         if generation not in get_args(Generation):
-            raise ConfigError(f"generation is {generation!r}, expected one of {', '.join(GENERATIONS)}")
+            raise ConfigError(
+                f"generation is {generation!r}, expected one of {', '.join(GENERATIONS)}"
+            )
         model_dim = _round_up(depth * aspect_ratio, head_dim)
         num_heads = model_dim // head_dim
-        pattern = window_pattern if window_pattern is not None else ("L" if generation == "v1" else "SSSL")
+        pattern = (
+            window_pattern
+            if window_pattern is not None
+            else ("L" if generation == "v1" else "SSSL")
+        )
         return cls(
             num_layers=depth,
             model_dim=model_dim,
@@ -129,7 +141,8 @@ class GPTConfig:
     def from_json(cls, raw: Mapping[str, Any]) -> "GPTConfig":
         """The config written by `to_json`.
 
-        Raises: ConfigError naming every missing or unknown key: a config half understood is an error.
+        Raises: ConfigError naming every missing or unknown key: a config half understood is an
+                error.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if set(raw) != known:
@@ -144,33 +157,50 @@ class GPTConfig:
 
 GENERATIONS: dict[Generation, dict[str, Any]] = {
     "v1": dict(
-        rope_base=10_000.0, rope_dtype="bfloat16", qk_scale=1.0, residual_lambdas=False,
-        value_embedding=None, smear_channels=None, backout=False,
+        rope_base=10_000.0,
+        rope_dtype="bfloat16",
+        qk_scale=1.0,
+        residual_lambdas=False,
+        value_embedding=None,
+        smear_channels=None,
+        backout=False,
     ),
     "v2": dict(
-        rope_base=10_000.0, rope_dtype="bfloat16", qk_scale=1.0,
-        value_embedding=None, smear_channels=None, backout=False,
+        rope_base=10_000.0,
+        rope_dtype="bfloat16",
+        qk_scale=1.0,
+        value_embedding=None,
+        smear_channels=None,
+        backout=False,
     ),
     "v3": dict(
-        rope_base=10_000.0, rope_dtype="bfloat16", qk_scale=1.0,
-        value_embedding=ValueEmbedding(gate_channels=32, gate_scale=2.0), smear_channels=None, backout=False,
+        rope_base=10_000.0,
+        rope_dtype="bfloat16",
+        qk_scale=1.0,
+        value_embedding=ValueEmbedding(gate_channels=32, gate_scale=2.0),
+        smear_channels=None,
+        backout=False,
     ),
     "v4": dict(qk_scale=1.15, smear_channels=None, backout=False),
     "v5": dict(),
-}  # fmt: skip
+}
 
 
 def windows_from_pattern(
     pattern: str, num_layers: int, context_len: int, generation: Generation = "v5"
 ) -> tuple[int | None, ...]:
-    """Left windows per layer from a tiled pattern of S (short) and L (long); the last layer is always long.
+    """Left windows per layer from a tiled pattern of S (short) and L (long); the last layer is
+    always long.
 
     Units:  tokens to the left of the query, so a window of N sees N + 1 keys.
     Raises: ConfigError for an empty pattern or another letter.
-    Source: karpathy/nanochat GPT._compute_window_sizes at each generation's commit; V1 had no windows at all.
+    Source: karpathy/nanochat GPT._compute_window_sizes at each generation's commit; V1 had no
+            windows at all.
     """
     if not pattern or set(pattern.upper()) - {"S", "L"}:
-        raise ConfigError(f"window pattern is {pattern!r}, expected letters S (short) and L (long), such as SSSL")
+        raise ConfigError(
+            f"window pattern is {pattern!r}, expected letters S (short) and L (long), such as SSSL"
+        )
     if generation == "v1":
         return (None,) * num_layers
     short = {
@@ -180,7 +210,9 @@ def windows_from_pattern(
         "v5": _round_up(-(-context_len // 4), SHORT_WINDOW_TILE),
     }[generation]
     letters = [pattern.upper()[layer % len(pattern)] for layer in range(num_layers)]
-    return tuple(short if letter == "S" else context_len for letter in letters[:-1]) + (context_len,)
+    return tuple(short if letter == "S" else context_len for letter in letters[:-1]) + (
+        context_len,
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -190,23 +222,42 @@ def _round_up(value: int, multiple: int) -> int:
 def _problems(config: GPTConfig) -> list[str]:
     problems = [
         f"{name} is {getattr(config, name)}, expected at least 1"
-        for name in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
-                     "context_len", "vocab_padding")
+        for name in (
+            "num_layers",
+            "model_dim",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+            "context_len",
+            "vocab_padding",
+        )
         if getattr(config, name) < 1
-    ]  # fmt: skip
+    ]
     if problems:
         return problems
     if config.num_heads % config.num_kv_heads:
-        problems.append(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        problems.append(
+            f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
+        )
     if config.head_dim % 2:
-        problems.append(f"head_dim is {config.head_dim}, expected an even number: rotary pairs need it")
+        problems.append(
+            f"head_dim is {config.head_dim}, expected an even number: rotary pairs need it"
+        )
     if len(config.windows) != config.num_layers:
         problems.append(f"{len(config.windows)} windows for {config.num_layers} layers")
     gate = config.value_embedding
     if gate is not None and not 1 <= gate.gate_channels <= config.model_dim:
-        problems.append(f"gate_channels is {gate.gate_channels}, expected 1 to model_dim {config.model_dim}")
+        problems.append(
+            f"gate_channels is {gate.gate_channels}, expected 1 to model_dim {config.model_dim}"
+        )
     if config.smear_channels is not None and not 1 <= config.smear_channels <= config.model_dim:
-        problems.append(f"smear_channels is {config.smear_channels}, expected 1 to {config.model_dim}")
+        problems.append(
+            f"smear_channels is {config.smear_channels}, expected 1 to {config.model_dim}"
+        )
     if config.logit_softcap <= 0 or config.rope_base <= 1:
-        problems.append(f"logit_softcap {config.logit_softcap} and rope_base {config.rope_base} must be positive")
+        problems.append(
+            f"logit_softcap {config.logit_softcap} and rope_base {config.rope_base} must be "
+            "positive"
+        )
     return problems

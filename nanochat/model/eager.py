@@ -1,8 +1,12 @@
-"""The small formulas with hand-written gradients.   in: tensors   out: tensors   who calls: layers.py, train/loss.py
+"""The small formulas with hand-written gradients.   in: tensors   out: tensors   who calls:
+layers.py, train/loss.py
 
-Autograd keeps an intermediate for every operation and walks each back on its own.  On a CPU, where a small
-model's time goes into memory passes and not into matrices, that doubles a training step.  Here each formula
-makes the fewest passes that PyTorch's own operators allow; no compiler is needed.  Under torch.compile the
+Autograd keeps an intermediate for every operation and walks each back on its own.  On a CPU, where
+a small
+model's time goes into memory passes and not into matrices, that doubles a training step.  Here
+each formula
+makes the fewest passes that PyTorch's own operators allow; no compiler is needed.  Under
+torch.compile the
 plain formulas in layers.py are used, which fuse better.
 Read next: layers.py (the plain twins; tests/model/test_layers.py holds them together).
 """
@@ -18,7 +22,8 @@ QUERY_BLOCK_TOKENS = 256  # keys after a block's last query are never multiplied
 
 
 class RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps); four passes instead of the nine of the composed form (2.5x faster on 2 cores)."""
+    """x / sqrt(mean(x^2) + eps); four passes instead of the nine of the composed form (2.5x faster
+    on 2 cores)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -57,7 +62,8 @@ class ReluSquared(torch.autograd.Function):
 
 
 class Rotate(torch.autograd.Function):
-    """Both halves of the last dimension rotated by minus the angle; the way back rotates by plus the angle."""
+    """Both halves of the last dimension rotated by minus the angle; the way back rotates by plus
+    the angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -83,7 +89,8 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradients of both streams, and of both scalars (torch.dot takes 100 times as long in bfloat16)."""
+        """The gradients of both streams, and of both scalars (torch.dot takes 100 times as long in
+        bfloat16)."""
         x, a, y, b = ctx.saved_tensors
         (grad,) = grads
         grad_a, grad_b = ((grad * z).sum(dtype=a.dtype) for z in (x, y))
@@ -91,15 +98,18 @@ class Mix(torch.autograd.Function):
 
 
 class Attention(torch.autograd.Function):
-    """Causal, windowed attention by plain matrix products; the probabilities are kept for the way back.
+    """Causal, windowed attention by plain matrix products; the probabilities are kept for the way
+    back.
 
-    On two cores with AMX forward and backward together take a third of the time of PyTorch's flash kernel,
+    On two cores with AMX forward and backward together take a third of the time of PyTorch's flash
+    kernel,
     whose backward pass on a CPU multiplies in float32.  Memory: B * H * T * T values a layer.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
-        """Shapes: q, k, v (heads of all rows, T, E) -> the same; a query sees `window` tokens to its left."""
+        """Shapes: q, k, v (heads of all rows, T, E) -> the same; a query sees `window` tokens to
+        its left."""
         y = torch.empty_like(q)
         probabilities = []
         for start, stop, reach in _blocks(q.size(1), window):
@@ -117,7 +127,9 @@ class Attention(torch.autograd.Function):
         q, k, v, *probabilities = ctx.saved_tensors
         grad_y = grads[0].contiguous()
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (start, stop, reach), p in zip(_blocks(q.size(1), ctx.window), probabilities, strict=True):
+        for (start, stop, reach), p in zip(
+            _blocks(q.size(1), ctx.window), probabilities, strict=True
+        ):
             grad_block = grad_y[:, start:stop]
             grad_v[:, reach:stop] += p.mT @ grad_block
             grad_p = grad_block @ v[:, reach:stop].mT
@@ -130,11 +142,15 @@ class Attention(torch.autograd.Function):
 def _blocks(num_tokens: int, window: int) -> list[tuple[int, int, int]]:
     """First and last query of each block, and the first key that one of them sees."""
     starts = range(0, num_tokens, QUERY_BLOCK_TOKENS)
-    return [(start, min(start + QUERY_BLOCK_TOKENS, num_tokens), max(0, start - window)) for start in starts]
+    return [
+        (start, min(start + QUERY_BLOCK_TOKENS, num_tokens), max(0, start - window))
+        for start in starts
+    ]
 
 
 def _bias(start: int, stop: int, reach: int, window: int, like: Tensor) -> Tensor:
-    """Zero where a query of the block sees a key, minus infinity elsewhere.   Shapes: (queries, keys)."""
+    """Zero where a query of the block sees a key, minus infinity elsewhere.   Shapes: (queries,
+    keys)."""
     distance = torch.arange(start, stop)[:, None] - torch.arange(reach, stop)
     bias = torch.zeros(distance.shape, dtype=like.dtype)
     return bias.masked_fill_((distance < 0) | (distance > window), float("-inf"))

@@ -43,7 +43,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (FR-001).  Weights are whatever memory held: call init.initialize or load them."""
+    """A decoder-only transformer (FR-001).  Weights are whatever memory held: call init.initialize
+    or load them."""
 
     residual_lambdas: Tensor
     input_lambdas: Tensor
@@ -83,7 +84,8 @@ class GPT(nn.Module):
         """Capped logits of the token after each.
 
         Shapes: tokens_BT, previous_B -> logits_BTV in float32, V the true vocabulary.
-        `previous_B` holds the token before each row's first (NO_TOKEN where there is none); with it and a
+        `previous_B` holds the token before each row's first (NO_TOKEN where there is none); with
+        it and a
         cache, any chunking of a text gives the same logits.
         """
         return self.logits(self.hidden(tokens_BT, previous_B=previous_B, cache=cache))
@@ -99,7 +101,9 @@ class GPT(nn.Module):
         middle_BTD: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             if config.residual_lambdas:
-                x_BTD = mix(x_BTD, self.residual_lambdas[layer], first_BTD, self.input_lambdas[layer])
+                x_BTD = mix(
+                    x_BTD, self.residual_lambdas[layer], first_BTD, self.input_lambdas[layer]
+                )
             value_embedding = self._value_embedding(layer, tokens_BT, x_BTD.dtype)
             x_BTD = block(x_BTD, value_embedding, at, cache)
             if config.backout and layer == config.backout_layer:
@@ -109,7 +113,8 @@ class GPT(nn.Module):
         return rms_norm(x_BTD, config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Capped logits in float32 (or wider) from the normed stream.   Shapes: (..., D) -> (..., V)."""
+        """Capped logits in float32 (or wider) from the normed stream.   Shapes: (..., D) -> (...,
+        V)."""
         logits = self.head(hidden)[..., : self.config.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)

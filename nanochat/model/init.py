@@ -1,6 +1,8 @@
-"""First weights.   in: GPT, generation, seed   out: nothing, the weights are written   who calls: train
+"""First weights.   in: GPT, generation, seed   out: nothing, the weights are written   who calls:
+train
 
-Every matrix is filled from its own generator, seeded by (seed, name): the first weights do not depend on the
+Every matrix is filled from its own generator, seeded by (seed, name): the first weights do not
+depend on the
 order of the modules, on the device, or on what else draws random numbers.
 Source: karpathy/nanochat GPT.init_weights at the commits in config.py.
 Read next: train/pretrain.py.
@@ -20,7 +22,8 @@ __all__ = ["INITS", "Init", "initialize"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Init:
-    """How wide each kind of weight starts.  `uniform` bounds are in units of sqrt(3 / width): unit output variance."""
+    """How wide each kind of weight starts.  `uniform` bounds are in units of sqrt(3 / width): unit
+    output variance."""
 
     embedding_std: float = 1.0
     head_std: float = 0.001
@@ -52,7 +55,8 @@ INITS: dict[Generation, Init] = {
 
 @torch.no_grad()
 def initialize(model: GPT, generation: Generation = "v5", seed: int = 0) -> None:
-    """Fill every weight: projections back into the stream with zeros, the rest as the generation does.
+    """Fill every weight: projections back into the stream with zeros, the rest as the generation
+    does.
 
     Equal seeds give equal weights on every device.
     """
@@ -89,7 +93,9 @@ def _first_values(
     return _uniform(shape, -bound, bound, generator)  # query, key, value, value embeddings
 
 
-def _uniform(shape: torch.Size, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+def _uniform(
+    shape: torch.Size, low: float, high: float, generator: torch.Generator
+) -> torch.Tensor:
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 

@@ -18,7 +18,8 @@ __all__ = ["MLP", "Linear", "RotaryTable", "mix", "relu_squared", "rms_norm", "r
 class Linear(nn.Linear):
     """A matrix without bias whose weight is used in the dtype of its input.
 
-    Training keeps the weights in the compute dtype already (train/precision.py), so the cast costs nothing there.
+    Training keeps the weights in the compute dtype already (train/precision.py), so the cast costs
+    nothing there.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -30,10 +31,12 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x scaled to unit root mean square over its last dimension; no learned weight (FR-004, FR-008).
+    """x scaled to unit root mean square over its last dimension; no learned weight (FR-004,
+    FR-008).
 
     Shapes: any -> the same.
-    Source: Zhang and Sennrich, arXiv:1910.07467; the mean of squares is taken in float32 for narrower types.
+    Source: Zhang and Sennrich, arXiv:1910.07467; the mean of squares is taken in float32 for
+            narrower types.
     """
     if _is_eager_on_cpu(x):
         return cast(Tensor, RMSNorm.apply(x, eps))
@@ -41,23 +44,30 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines by position, grown on demand, so no position is past its end (FR-002, FR-014).
+    """Cosines and sines by position, grown on demand, so no position is past its end (FR-002,
+    FR-014).
 
-    Source: Su et al., arXiv:2104.09864; the halves are paired and rotated by minus theta as karpathy/nanochat does.
+    Source: Su et al., arXiv:2104.09864; the halves are paired and rotated by minus theta as
+            karpathy/nanochat does.
     """
 
     cos_SE: Tensor
     sin_SE: Tensor
 
-    def __init__(self, head_dim: int, base: float, num_positions: int, *, round_to_bfloat16: bool) -> None:
+    def __init__(
+        self, head_dim: int, base: float, num_positions: int, *, round_to_bfloat16: bool
+    ) -> None:
         super().__init__()
         self.head_dim, self.base, self.round_to_bfloat16 = head_dim, base, round_to_bfloat16
         cos_SE, sin_SE = self._compute(num_positions, torch.device("cpu"))
         self.register_buffer("cos_SE", cos_SE, persistent=False)
         self.register_buffer("sin_SE", sin_SE, persistent=False)
 
-    def forward(self, num_positions: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tables for positions 0 .. num_positions - 1, in `dtype`; E here is half the head's width."""
+    def forward(
+        self, num_positions: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Tables for positions 0 .. num_positions - 1, in `dtype`; E here is half the head's
+        width."""
         if num_positions > self.cos_SE.size(0) or self.cos_SE.device != device:
             size = self.cos_SE.size(0)
             if num_positions > size:
@@ -70,7 +80,9 @@ class RotaryTable(nn.Module):
         # Computed on the CPU: the same bits on every device.
         channels_E = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
         frequencies_E = 1.0 / (self.base ** (channels_E / self.head_dim))
-        angles_SE = torch.outer(torch.arange(num_positions, dtype=torch.float32, device="cpu"), frequencies_E)
+        angles_SE = torch.outer(
+            torch.arange(num_positions, dtype=torch.float32, device="cpu"), frequencies_E
+        )
         cos_SE, sin_SE = angles_SE.cos(), angles_SE.sin()
         if self.round_to_bfloat16:
             cos_SE, sin_SE = cos_SE.bfloat16().float(), sin_SE.bfloat16().float()

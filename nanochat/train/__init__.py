@@ -1,1 +1,2 @@
-"""LOGITS -> WEIGHTS.   in: a stage and its batches   out: weights, metrics   who calls: cli, bench"""
+"""LOGITS -> WEIGHTS.   in: a stage and its batches   out: weights, metrics   who calls: cli,
+bench"""

@@ -1,6 +1,8 @@
-"""What each stage can be told.   in: flags, TOML   out: frozen dataclasses   who calls: cli, plan.py, the stages
+"""What each stage can be told.   in: flags, TOML   out: frozen dataclasses   who calls: cli,
+plan.py, the stages
 
-Imports no torch, so that `nanochat pretrain --help` is instant.  None means automatic; the plan that a stage
+Imports no torch, so that `nanochat pretrain --help` is instant.  None means automatic; the plan
+that a stage
 prints and saves says what was chosen and why.
 Read next: plan.py (which resolves them).
 """
@@ -75,10 +77,12 @@ class StageConfig(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(StageConfig):
-    """Train a base model on text: --data files, folders or globs, or the built-in synthetic world."""
+    """Train a base model on text: --data files, folders or globs, or the built-in synthetic
+    world."""
 
     data: tuple[str, ...] = ()
-    """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the built-in world."""
+    """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the
+    built-in world."""
     world_chars: int = 6_000_000
     """Characters of the built-in world, where --data is not given."""
     val_data: tuple[str, ...] = ()
@@ -105,7 +109,7 @@ class PretrainConfig(StageConfig):
     """Token budget: this times the weights of matrices and head."""
 
     def _least(self) -> dict[str, int]:
-        return super(PretrainConfig, self)._least() | {
+        return super()._least() | {
             "vocab_size": 265,
             "world_chars": 1,
             "depth": 1,
@@ -117,18 +121,21 @@ class PretrainConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MidtrainConfig(StageConfig):
-    """Teach a base model the shape of conversations: long packed rows, every conversation once, all tokens trained."""
+    """Teach a base model the shape of conversations: long packed rows, every conversation once,
+    all tokens trained."""
 
     model: Positional[str]
     """The model to go on from: a run such as d12, or a directory."""
     chats: tuple[str, ...] = ()
-    """Conversations: .jsonl, .json (plain, .gz, .zst), folders, globs. None: the built-in world's."""
+    """Conversations: .jsonl, .json (plain, .gz, .zst), folders, globs. None: the built-in
+    world's."""
     num_conversations: int = 20_000
     """How many of the built-in world's, where --chats is not given."""
     num_epochs: int = 1
     """Times through the conversations."""
     data: tuple[str, ...] = ()
-    """Plain text to mix in and to validate on. None: the built-in world's prose, where --chats is not given."""
+    """Plain text to mix in and to validate on. None: the built-in world's prose, where --chats is
+    not given."""
     world_chars: int = 2_000_000
     """Characters of the built-in world's prose to mix from."""
     text_share: float = 0.3

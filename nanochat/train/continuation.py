@@ -1,7 +1,8 @@
 """A stage that goes on from another.   in: a model reference, conversations   out: Finished
 who calls: midtrain.py, sft.py
 
-Weights and, where they were saved, the optimizer's moments are taken over; rates and schedule are the stage's own.
+Weights and, where they were saved, the optimizer's moments are taken over; rates and schedule are
+the stage's own.
 Read next: stages.py, plan.py (plan_chat_stage).
 """
 
@@ -42,7 +43,8 @@ def train_on_conversations(
 ) -> Finished:
     """Train the model of `config.model` on the stage's rows.
 
-    Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is named.
+    Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is
+            named.
     """
     path = resolve(config.model, config.home)
     checkpoint = read(path, with_optimizer=True)
@@ -71,7 +73,9 @@ def train_on_conversations(
 
     def validate() -> float:
         assert validation is not None, "validate is only handed on with validation text"
-        batches = validation_batches(validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS)
+        batches = validation_batches(
+            validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS
+        )
         return bits_per_byte(model, batches, tokenizer.token_bytes)
 
     work = StageWork(

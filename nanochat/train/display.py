@@ -1,4 +1,5 @@
-"""Numbers on a terminal.   in: metrics   out: a live line, or plain lines where there is no terminal
+"""Numbers on a terminal.   in: metrics   out: a live line, or plain lines where there is no
+terminal
 who calls: loop.py through the stages, cli
 
 Read next: loop.py.
@@ -15,13 +16,18 @@ __all__ = ["Display", "format_duration"]
 
 
 class Display:
-    """One stage's progress.  On a terminal one line is rewritten; elsewhere a line is printed now and then.
+    """One stage's progress.  On a terminal one line is rewritten; elsewhere a line is printed now
+    and then.
 
     `is_quiet` prints nothing: for tests and --json.
     """
 
-    def __init__(self, *, is_quiet: bool = False, stream: TextIO | None = None, log_every: int = 10) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=is_quiet)
+    def __init__(
+        self, *, is_quiet: bool = False, stream: TextIO | None = None, log_every: int = 10
+    ) -> None:
+        self._console = Console(
+            file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=is_quiet
+        )
         self._log_every = log_every
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -34,7 +40,11 @@ class Display:
         """A stage begins."""
         self._stage, self._num_steps, self._last_s = stage, num_steps, 0.0
         if self._console.is_terminal and not self._console.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[line]}"),
+            )
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._task = self._progress.add_task(stage, total=num_steps, line="")
             self._progress.start()
@@ -74,4 +84,3 @@ def _line(metrics: Mapping[str, float], num_steps: int) -> str:
     if "val_bpb" in metrics:
         parts.insert(2, f"val bpb {metrics['val_bpb']:.4f}")
     return "  ".join(parts)
-

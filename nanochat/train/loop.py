@@ -1,6 +1,8 @@
-"""The only training loop.   in: Stage   out: a trained model, metrics   who calls: pretrain.py, midtrain.py, sft.py
+"""The only training loop.   in: Stage   out: a trained model, metrics   who calls: pretrain.py,
+midtrain.py, sft.py
 
-Each step: fetch batch n, compute it in parts, move the weights, report.  Evaluation and saving are callables
+Each step: fetch batch n, compute it in parts, move the weights, report.  Evaluation and saving are
+callables
 that the stage hands in.  Nothing waits for the device but the loss that is logged, one step late.
 Read next: pretrain.py, midtrain.py, sft.py (what is handed in).
 """
@@ -95,20 +97,26 @@ def _batches(stage: Stage) -> Iterator[Batch]:
 def _step(
     stage: Stage, compute: "_LossFunction", batch: Batch, device: torch.device, step: int
 ) -> tuple[list[Tensor], int]:
-    """Gradients of the whole batch, in parts, then one update; a batch without targets changes nothing."""
+    """Gradients of the whole batch, in parts, then one update; a batch without targets changes
+    nothing."""
     num_targets = batch.num_targets
     losses = []
     multiple = MICRO_BATCH_MULTIPLE if stage.is_padded else None
     for part in micro_batches(batch, stage.plan.device_batch_rows, multiple):
         if part.num_targets == 0:
             continue
-        part = Batch(part.inputs_BT.to(device, non_blocking=True), part.targets_BT.to(device, non_blocking=True))
+        part = Batch(
+            part.inputs_BT.to(device, non_blocking=True),
+            part.targets_BT.to(device, non_blocking=True),
+        )
         loss = compute(part) / num_targets
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     if losses:
         schedule = stage.plan.schedule
-        rates = Rates(schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step))
+        rates = Rates(
+            schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
+        )
         stage.optimizer.step(rates)
     return losses, num_targets
 
@@ -119,7 +127,8 @@ def _mean_loss(losses: list[Tensor], num_targets: int, step: int) -> float:
     loss = float(torch.stack(losses).sum())
     if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss is {loss} at step {step + 1} ({num_targets} targets): lower --lr-scale, or use --dtype float32"
+            f"the loss is {loss} at step {step + 1} ({num_targets} targets): lower --lr-scale, or "
+            "use --dtype float32"
         )
     return loss
 
@@ -177,7 +186,8 @@ class _Clock:
     def row(self, step: int, loss: float, num_targets: int) -> dict[str, float]:
         """The metrics of the step that has just ended.
 
-        Units: tokens_per_s and mfu count the targets; mfu by the dense formula over the peak of this machine.
+        Units: tokens_per_s and mfu count the targets; mfu by the dense formula over the peak of
+               this machine.
         """
         now_s = time.monotonic()
         step_s = now_s - self._last_s

@@ -1,7 +1,8 @@
 """Cross entropy behind the soft cap, and bits per byte.
 in: hidden_ND, head, targets   out: a loss   who calls: loop.py, evals
 
-`softcap_cross_entropy` never holds the logits of a whole batch in float32: it works through chunks of tokens
+`softcap_cross_entropy` never holds the logits of a whole batch in float32: it works through chunks
+of tokens
 and leaves, in the chunk's own memory, the gradient where the logits were.
 Read next: loop.py; tests/train/test_loss.py (the plain twin).
 """
@@ -21,7 +22,9 @@ __all__ = ["SoftcapCrossEntropy", "bits_per_byte", "loss_sum", "softcap_cross_en
 
 CHUNK_BYTES = 256 * 2**20  # of logits in the compute dtype, at most, at a time
 SLICE_ELEMENTS = 2**17  # of float32 logits at a time: half a megabyte stays in a core's own cache
-LARGEST_CAP_WITHOUT_MAX = 60.0  # exp(60) * 1e6 entries still fits float32, so no maximum need be subtracted
+LARGEST_CAP_WITHOUT_MAX = (
+    60.0  # exp(60) * 1e6 entries still fits float32, so no maximum need be subtracted
+)
 
 
 def loss_sum(model: GPT, batch: Batch) -> Tensor:
@@ -32,20 +35,26 @@ def loss_sum(model: GPT, batch: Batch) -> Tensor:
     hidden_BTD = model.hidden(batch.inputs_BT)
     head_VD = model.head.weight
     return softcap_cross_entropy(
-        hidden_BTD.flatten(0, 1), head_VD, batch.targets_BT.flatten(), model.config.logit_softcap,
+        hidden_BTD.flatten(0, 1),
+        head_VD,
+        batch.targets_BT.flatten(),
+        model.config.logit_softcap,
         model.config.vocab_size,
-    )  # fmt: skip
+    )
 
 
 def softcap_cross_entropy(
     hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, softcap: float, vocab_size: int
 ) -> Tensor:
-    """Summed -log softmax(cap tanh(hidden head^T / cap))[target] over the targets that are not IGNORE.
+    """Summed -log softmax(cap tanh(hidden head^T / cap))[target] over the targets that are not
+    IGNORE.
 
     Shapes: hidden_ND, head_VD (V padded), targets_N -> scalar in float32 or wider.
     """
     if hidden_ND.device.type == "cpu" and not torch.compiler.is_compiling():
-        return cast(Tensor, SoftcapCrossEntropy.apply(hidden_ND, head_VD, targets_N, softcap, vocab_size))
+        return cast(
+            Tensor, SoftcapCrossEntropy.apply(hidden_ND, head_VD, targets_N, softcap, vocab_size)
+        )
     logits_NV = F.linear(hidden_ND, head_VD.to(hidden_ND.dtype))[:, :vocab_size]
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     logits_NV = softcap * torch.tanh(logits_NV / softcap)
@@ -53,11 +62,17 @@ def softcap_cross_entropy(
 
 
 class SoftcapCrossEntropy(torch.autograd.Function):
-    """The loss and, in the same pass, its gradients: the logits are computed once and never kept."""
+    """The loss and, in the same pass, its gradients: the logits are computed once and never
+    kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, softcap: float, vocab_size: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        targets_N: Tensor,
+        softcap: float,
+        vocab_size: int,
     ) -> Tensor:
         """Shapes: as softcap_cross_entropy."""
         weights_VD = head_VD.to(hidden_ND.dtype)
@@ -70,7 +85,9 @@ class SoftcapCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.size(0), chunk):
             part = slice(start, start + chunk)
             logits = hidden_ND[part] @ weights_VD.T
-            loss += _loss_and_gradient_(logits, targets_N[part], softcap, vocab_size, wide, needs_grad)
+            loss += _loss_and_gradient_(
+                logits, targets_N[part], softcap, vocab_size, wide, needs_grad
+            )
             if grad_hidden_ND is not None:
                 torch.mm(logits, weights_VD, out=grad_hidden_ND[part])
                 product = logits.T @ hidden_ND[part]
@@ -88,7 +105,12 @@ class SoftcapCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradient_(
-    logits: Tensor, targets: Tensor, softcap: float, vocab_size: int, wide: torch.dtype, needs_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    softcap: float,
+    vocab_size: int,
+    wide: torch.dtype,
+    needs_grad: bool,
 ) -> Tensor:
     """The summed loss of one chunk; its raw logits are overwritten with their gradients."""
     rows = max(1, SLICE_ELEMENTS // logits.size(1))
@@ -105,7 +127,9 @@ def _loss_and_gradient_(
         losses.append((totals[:, 0].log() + shift - picked).mul_(is_target).sum())
         if needs_grad:
             probabilities = exponentials.div_(totals)
-            probabilities.scatter_add_(1, safe_targets, probabilities.new_full((), -1.0).expand_as(safe_targets))
+            probabilities.scatter_add_(
+                1, safe_targets, probabilities.new_full((), -1.0).expand_as(safe_targets)
+            )
             slope = capped.square_().neg_().add_(1.0)
             part[:, :vocab_size] = probabilities.mul_(slope).mul_(is_target[:, None])
             part[:, vocab_size:] = 0
@@ -130,5 +154,7 @@ def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: Sequence[in
         nats += float(loss_sum(model, Batch(batch.inputs_BT.to(device), targets_BT)))
         num_bytes += int(bytes_BT.sum())
     if num_bytes == 0:
-        raise ValueError("no bytes to predict: the validation batches hold only special or ignored tokens")
+        raise ValueError(
+            "no bytes to predict: the validation batches hold only special or ignored tokens"
+        )
     return nats / (math.log(2) * num_bytes)

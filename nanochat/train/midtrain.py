@@ -1,8 +1,11 @@
-"""A base model -> one that knows the shape of conversations.   in: MidtrainConfig, conversations   out: Finished
+"""A base model -> one that knows the shape of conversations.   in: MidtrainConfig, conversations
+out: Finished
 who calls: cli
 
-Conversations are packed into rows as long as the context and every token is trained, the user's too: the model
-goes on learning language.  All of the mixture once; the rate is constant and falls over the last fifth.
+Conversations are packed into rows as long as the context and every token is trained, the user's
+too: the model
+goes on learning language.  All of the mixture once; the rate is constant and falls over the last
+fifth.
 Source: karpathy/nanochat scripts/mid_train.py at 3a5e0bc.
 Read next: sft.py (the same start, other rows, other mask).
 """
@@ -19,7 +22,9 @@ __all__ = ["DECAY_FRACTION", "midtrain"]
 DECAY_FRACTION = 0.2  # of the run, at its end
 
 
-def midtrain(config: MidtrainConfig, chats: Store, validation: Store | None, display: Display) -> Finished:
+def midtrain(
+    config: MidtrainConfig, chats: Store, validation: Store | None, display: Display
+) -> Finished:
     """The model of `config.model` after all conversations of `chats`, packed, every token trained.
 
     `validation` holds text for bits per byte; None leaves them out.

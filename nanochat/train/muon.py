@@ -1,10 +1,13 @@
 """Muon: a matrix moves by its gradient's direction with all singular values near one.
 in: gradients of equal-shaped matrices   out: their new weights   who calls: optim.py
 
-Steps, each a function: Nesterov momentum; row equilibration (MuonEq); polar express; renormalisation (Muon+);
+Steps, each a function: Nesterov momentum; row equilibration (MuonEq); polar express;
+renormalisation (Muon+);
 variance reduction (NorMuon); cautious decay.  All matrices of one shape go through together.
-Source: Jordan et al. 2024 (Muon); Amsel et al., arXiv:2505.16932 (polar express); arXiv:2603.28254 (MuonEq);
-arXiv:2602.21545 (Muon+); arXiv:2510.05491 (NorMuon); karpathy/nanochat nanochat/optim.py at 2f09686 and 92d63d4.
+Source: Jordan et al. 2024 (Muon); Amsel et al., arXiv:2505.16932 (polar express); arXiv:2603.28254
+        (MuonEq);
+arXiv:2602.21545 (Muon+); arXiv:2510.05491 (NorMuon); karpathy/nanochat nanochat/optim.py at
+2f09686 and 92d63d4.
 Read next: optim.py; tests/twins/optim.py (the same for one matrix at a time).
 """
 
@@ -13,9 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["POLAR_EXPRESS", "MuonRecipe", "MuonStep", "equilibrate", "muon_update", "polar_express", "reduce_variance"]
+__all__ = [
+    "POLAR_EXPRESS",
+    "MuonRecipe",
+    "MuonStep",
+    "equilibrate",
+    "muon_update",
+    "polar_express",
+    "reduce_variance",
+]
 
-# Five quintics a x + b x^3 + c x^5; arXiv:2505.16932 for 5 iterations, safety factor 2e-2, cushion 2.
+# Five quintics a x + b x^3 + c x^5; arXiv:2505.16932 for 5 iterations, safety factor 2e-2, cushion
+# 2.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -33,7 +45,8 @@ class MuonRecipe:
     weight_decay: float = 0.28
     beta2: float = 0.9
     slack: float = 1.01
-    """The norm is divided by this too before the iteration, so that no singular value exceeds one."""
+    """The norm is divided by this too before the iteration, so that no singular value exceeds
+    one."""
     equilibrate: bool = True
     renormalize: bool = True
     always_bfloat16: bool = False
@@ -80,13 +93,15 @@ def muon_update(
 
 
 def equilibrate(x_MRC: Tensor) -> Tensor:
-    """Each row scaled to the mean row norm, so that the spectrum is better conditioned.   Shapes: the same."""
+    """Each row scaled to the mean row norm, so that the spectrum is better conditioned.   Shapes:
+    the same."""
     target = _norm(x_MRC, (-2, -1)) / x_MRC.size(-2) ** 0.5
     return x_MRC * (target / _norm(x_MRC, -1).clamp_min(1e-6)).to(x_MRC.dtype)
 
 
 def polar_express(x_MRC: Tensor, slack: float) -> Tensor:
-    """The nearest matrices with orthonormal rows or columns, roughly: singular values end within 0.7 to 1.2.
+    """The nearest matrices with orthonormal rows or columns, roughly: singular values end within
+    0.7 to 1.2.
 
     Shapes: (M, R, C) -> the same, dtype kept.  Works on the smaller Gram matrix.
     """

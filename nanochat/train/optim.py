@@ -1,14 +1,17 @@
 """Gradients -> new weights: AdamW for tables and scalars, Muon for matrices.
 in: a model whose backward has run   out: its weights moved   who calls: loop.py
 
-The optimizer owns the float32 masters of all weights.  Matrices of one shape are slices of one stacked tensor,
-so that Muon works on them together and nothing is gathered or scattered.  When the model computes in a narrower
-dtype its weights are copies of the masters, written once a step; gradients are summed in float32 as they appear.
-Source: karpathy/nanochat GPT.setup_optimizer and nanochat/optim.py at 2f09686 (V3), 6ed7d1d (V4), 92d63d4 (V5).
+The optimizer owns the float32 masters of all weights.  Matrices of one shape are slices of one
+stacked tensor,
+so that Muon works on them together and nothing is gathered or scattered.  When the model computes
+in a narrower
+dtype its weights are copies of the masters, written once a step; gradients are summed in float32
+as they appear.
+Source: karpathy/nanochat GPT.setup_optimizer and nanochat/optim.py at 2f09686 (V3), 6ed7d1d (V4),
+        92d63d4 (V5).
 Read next: muon.py, schedule.py; tests/twins/optim.py (the slow truth).
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +29,9 @@ __all__ = ["RECIPES", "AdamRecipe", "Optimizer", "OptimizerRecipe", "Rates", "Ro
 Role = Literal["head", "embedding", "value_embedding", "residual", "input", "smear", "matrix"]
 
 ADAM_EPS = 1e-10
-WIDTH_OF_RATES = 768  # the width at which AdamW's rates were tuned; they scale with its inverse square root
+WIDTH_OF_RATES = (
+    768  # the width at which AdamW's rates were tuned; they scale with its inverse square root
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +66,12 @@ def _v3_adam() -> dict[Role, AdamRecipe]:
 def _v5_adam() -> dict[Role, AdamRecipe]:
     return {
         "head": AdamRecipe(lr=0.008, betas=(0.8, 0.96), weight_decay=0.01, scales_with_width=True),
-        "embedding": AdamRecipe(lr=0.3, betas=(0.8, 0.995), weight_decay=0.001, scales_with_width=True),
-        "value_embedding": AdamRecipe(lr=0.15, betas=(0.8, 0.995), weight_decay=0.01, scales_with_width=True),
+        "embedding": AdamRecipe(
+            lr=0.3, betas=(0.8, 0.995), weight_decay=0.001, scales_with_width=True
+        ),
+        "value_embedding": AdamRecipe(
+            lr=0.15, betas=(0.8, 0.995), weight_decay=0.01, scales_with_width=True
+        ),
         "residual": AdamRecipe(lr=0.005, betas=(0.8, 0.95), weight_decay=0.05),
         "input": AdamRecipe(lr=0.5, betas=(0.96, 0.95)),
         "smear": AdamRecipe(lr=0.2, betas=(0.8, 0.95), scales_with_batch=False),
@@ -71,9 +80,15 @@ def _v5_adam() -> dict[Role, AdamRecipe]:
 
 _V3 = OptimizerRecipe(
     adam=_v3_adam(),
-    muon=MuonRecipe(weight_decay=0.2, beta2=0.95, slack=1.02, equilibrate=False, renormalize=False,
-                    always_bfloat16=True),
-)  # fmt: skip
+    muon=MuonRecipe(
+        weight_decay=0.2,
+        beta2=0.95,
+        slack=1.02,
+        equilibrate=False,
+        renormalize=False,
+        always_bfloat16=True,
+    ),
+)
 
 RECIPES: dict[Generation, OptimizerRecipe] = {
     "v1": _V3,  # V1 and V2 had optimizers of their own; new models of theirs are trained as V3's
@@ -120,7 +135,8 @@ def role_of(name: str) -> Role:
 class Optimizer:
     """Moves a model's weights.
 
-    `lr_scale` multiplies all rates that scale with the batch; the model's compute dtype is fixed here: its
+    `lr_scale` multiplies all rates that scale with the batch; the model's compute dtype is fixed
+    here: its
     matrices and tables become copies in `compute_dtype` of the masters kept in their first dtype.
     """
 
@@ -141,7 +157,9 @@ class Optimizer:
         self._width_scale = (model.config.model_dim / WIDTH_OF_RATES) ** -0.5
         compute_dtype = compute_dtype or model.embedding.weight.dtype
         is_narrow = compute_dtype in (torch.bfloat16, torch.float16)
-        self._muon_dtype = torch.bfloat16 if is_narrow or recipe.muon.always_bfloat16 else compute_dtype
+        self._muon_dtype = (
+            torch.bfloat16 if is_narrow or recipe.muon.always_bfloat16 else compute_dtype
+        )
         self._muon = [_MuonGroup(names, self._parameters) for names in self._matrices_by_shape()]
         for group in self._muon:
             self._masters.update(group.weights_by_name())
@@ -167,13 +185,22 @@ class Optimizer:
                 name = group["names"][id(master)]
                 master.grad = self._grads[name] if self._has_grad[name] else None
         self._adam.step()
-        muon = MuonStep(self.recipe.muon.lr * self.lr_scale * rates.lr, rates.momentum, rates.weight_decay)
+        muon = MuonStep(
+            self.recipe.muon.lr * self.lr_scale * rates.lr, rates.momentum, rates.weight_decay
+        )
         for matrices in self._muon:
-            assert all(self._has_grad[name] for name in matrices.names), "a matrix without a gradient"
+            assert all(self._has_grad[name] for name in matrices.names), (
+                "a matrix without a gradient"
+            )
             muon_update(
-                matrices.weights_MRC, matrices.grads_MRC, matrices.momentum_MRC, matrices.variance, muon,
-                self.recipe.muon, self._muon_dtype,
-            )  # fmt: skip
+                matrices.weights_MRC,
+                matrices.grads_MRC,
+                matrices.momentum_MRC,
+                matrices.variance,
+                muon,
+                self.recipe.muon,
+                self._muon_dtype,
+            )
         self._has_grad = dict.fromkeys(self._parameters, False)
         self._publish()
 
@@ -189,12 +216,16 @@ class Optimizer:
                 moments = self._adam.state.get(master, {})
                 if moments:
                     name = group["names"][id(master)]
-                    state[f"{name}/first"], state[f"{name}/second"] = moments["exp_avg"], moments["exp_avg_sq"]
+                    state[f"{name}/first"], state[f"{name}/second"] = (
+                        moments["exp_avg"],
+                        moments["exp_avg_sq"],
+                    )
         for matrices in self._muon:
             for index, name in enumerate(matrices.names):
                 state[f"{name}/first"], state[f"{name}/second"] = (
-                    matrices.momentum_MRC[index], matrices.variance[index],
-                )  # fmt: skip
+                    matrices.momentum_MRC[index],
+                    matrices.variance[index],
+                )
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -202,9 +233,13 @@ class Optimizer:
 
         Raises: CheckpointError naming moments that are missing or have another shape.
         """
-        wanted = {"num_steps"} | {f"{name}/{which}" for name in self._parameters for which in ("first", "second")}
+        wanted = {"num_steps"} | {
+            f"{name}/{which}" for name in self._parameters for which in ("first", "second")
+        }
         if missing := sorted(wanted - set(state)):
-            raise CheckpointError(f"optimizer state lacks {len(missing)} moments, such as {missing[0]}")
+            raise CheckpointError(
+                f"optimizer state lacks {len(missing)} moments, such as {missing[0]}"
+            )
         self.num_steps = int(state["num_steps"])
         for group in self._adam.param_groups:
             for master in group["params"]:
@@ -216,13 +251,19 @@ class Optimizer:
                 }
         for matrices in self._muon:
             for index, name in enumerate(matrices.names):
-                matrices.momentum_MRC[index] = _moment(state, f"{name}/first", matrices.momentum_MRC[index])
-                matrices.variance[index] = _moment(state, f"{name}/second", matrices.variance[index])
+                matrices.momentum_MRC[index] = _moment(
+                    state, f"{name}/first", matrices.momentum_MRC[index]
+                )
+                matrices.variance[index] = _moment(
+                    state, f"{name}/second", matrices.variance[index]
+                )
 
     def rates_by_role(self) -> dict[Role, float]:
         """Learning rates after scaling to width and batch, before the schedule."""
         present = {role_of(name) for name in self._parameters}
-        rates: dict[Role, float] = {role: self._adam_lr(role) for role in self.recipe.adam if role in present}
+        rates: dict[Role, float] = {
+            role: self._adam_lr(role) for role in self.recipe.adam if role in present
+        }
         rates["matrix"] = self.recipe.muon.lr * self.lr_scale
         return rates
 
@@ -259,11 +300,14 @@ class Optimizer:
         return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
 
     def _publish_dtype(self, compute_dtype: torch.dtype) -> None:
-        """Matrices and tables of the model take the compute dtype; where that is the masters', they share memory."""
+        """Matrices and tables of the model take the compute dtype; where that is the masters',
+        they share memory."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             is_scalar = role_of(name) in ("residual", "input", "smear")
-            parameter.data = master if is_scalar or master.dtype == compute_dtype else master.to(compute_dtype)
+            parameter.data = (
+                master if is_scalar or master.dtype == compute_dtype else master.to(compute_dtype)
+            )
         self._copies = [
             (parameter.data, self._masters[name])
             for name, parameter in self._parameters.items()
@@ -277,7 +321,8 @@ class Optimizer:
 
     def _take_grad(self, name: str):  # type: ignore[no-untyped-def]
         def take(parameter: Tensor) -> None:
-            """The first micro-step's gradient replaces the sum, later ones are added, in the masters' dtype."""
+            """The first micro-step's gradient replaces the sum, later ones are added, in the
+            masters' dtype."""
             assert parameter.grad is not None
             if self._has_grad[name]:
                 self._grads[name].add_(parameter.grad)
@@ -311,5 +356,7 @@ class _MuonGroup:
 def _moment(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
     value = state[key]
     if value.shape != like.shape:
-        raise CheckpointError(f"optimizer state {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
+        raise CheckpointError(
+            f"optimizer state {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}"
+        )
     return value.to(device=like.device, dtype=like.dtype).clone()

@@ -1,4 +1,5 @@
-"""A few steps on made-up tokens -> how fast this machine trains a model.   in: a model config   out: tokens/s
+"""A few steps on made-up tokens -> how fast this machine trains a model.   in: a model config
+out: tokens/s
 who calls: cli/demo.py (which fits a run into minutes)
 
 Read next: plan.py.

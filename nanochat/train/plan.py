@@ -1,7 +1,8 @@
 """Depth, data and hardware -> every number of a run, each with its reason.
 in: a config, a model config   out: Plan   who calls: pretrain.py, midtrain.py, sft.py, cli
 
-Source: karpathy/nanochat scripts/base_train.py and scripts/chat_sft.py at 92d63d4; batch size from the budget,
+Source: karpathy/nanochat scripts/base_train.py and scripts/chat_sft.py at 92d63d4; batch size from
+        the budget,
 arXiv:2505.13738; weight decay from the horizon, arXiv:2405.13698.
 Read next: loop.py (which does what the plan says).
 """
@@ -18,12 +19,18 @@ from nanochat.train.schedule import Schedule
 
 __all__ = ["Hardware", "Plan", "plan_chat_stage", "plan_pretrain"]
 
-REFERENCE_BATCH_TOKENS = 2**19  # the batch at which learning rates and decay were tuned, at depth 12
+REFERENCE_BATCH_TOKENS = (
+    2**19
+)  # the batch at which learning rates and decay were tuned, at depth 12
 REFERENCE_SCALING_PARAMETERS = 110_100_912  # matrices and head of depth 12 at 32,768 entries
 MUON_WEIGHT_DECAY = 0.28
-CPU_BATCH_TOKENS = 16_384  # on a CPU many small steps beat few large ones (karpathy/nanochat runs/runcpu.sh)
+CPU_BATCH_TOKENS = (
+    16_384  # on a CPU many small steps beat few large ones (karpathy/nanochat runs/runcpu.sh)
+)
 CHAT_LR = 0.8  # of pretraining's, karpathy/nanochat chat_sft.py at 92d63d4
-COMPILE_PAYS_TOKENS = 5_000_000  # compiling takes about as long as a CPU needs for this share of a run
+COMPILE_PAYS_TOKENS = (
+    5_000_000  # compiling takes about as long as a CPU needs for this share of a run
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,14 +107,17 @@ def plan_pretrain(config: PretrainConfig, model_config: GPTConfig, hardware: Har
     scaling = count_parameters(model_config).scaling
     budget_tokens = config.tokens_per_parameter * scaling
     reference_budget = config.tokens_per_parameter * REFERENCE_SCALING_PARAMETERS
-    batch_tokens = config.batch_tokens or _batch_tokens(budget_tokens, reference_budget, hardware, reasons)
+    batch_tokens = config.batch_tokens or _batch_tokens(
+        budget_tokens, reference_budget, hardware, reasons
+    )
     batch_rows = _rows(batch_tokens, model_config.context_len)
     batch_tokens = batch_rows * model_config.context_len
     num_steps = config.num_steps
     if num_steps is None:
         num_steps = max(1, round(budget_tokens / batch_tokens))
         reasons["steps"] = (
-            f"{config.tokens_per_parameter:g} tokens for each of {scaling:,} weights in matrices and head"
+            f"{config.tokens_per_parameter:g} tokens for each of {scaling:,} weights in matrices "
+            "and head"
         )
     batch_ratio = batch_tokens / REFERENCE_BATCH_TOKENS
     reasons["learning rates"] = f"square root of the batch over {REFERENCE_BATCH_TOKENS:,}"
@@ -118,7 +128,9 @@ def plan_pretrain(config: PretrainConfig, model_config: GPTConfig, hardware: Har
         peak_lr=config.lr_scale,
         weight_decay=MUON_WEIGHT_DECAY * math.sqrt(batch_ratio) * reference_budget / budget_tokens,
     )
-    return _finish(config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons)
+    return _finish(
+        config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons
+    )
 
 
 def plan_chat_stage(
@@ -151,7 +163,9 @@ def plan_chat_stage(
         final_lr=0.0,
         momentum=(0.95, 0.95, 0.95),
     )
-    return _finish(config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons)
+    return _finish(
+        config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons
+    )
 
 
 def _finish(
@@ -181,7 +195,9 @@ def _finish(
     )
 
 
-def _batch_tokens(budget: float, reference: float, hardware: Hardware, reasons: dict[str, str]) -> int:
+def _batch_tokens(
+    budget: float, reference: float, hardware: Hardware, reasons: dict[str, str]
+) -> int:
     best = 2 ** round(math.log2(REFERENCE_BATCH_TOKENS * (budget / reference) ** 0.383))
     reasons["batch"] = "grows with the token budget to the power 0.383"
     if hardware.device_type == "cpu" and best > CPU_BATCH_TOKENS:
@@ -193,7 +209,8 @@ def _batch_tokens(budget: float, reference: float, hardware: Hardware, reasons: 
 def _rows(batch_tokens: int, context_len: int) -> int:
     if batch_tokens < context_len:
         raise ConfigError(
-            f"batch_tokens is {batch_tokens}, less than one row of context_len {context_len}: raise it, or "
+            f"batch_tokens is {batch_tokens}, less than one row of context_len {context_len}: "
+            "raise it, or "
             "shorten the context"
         )
     return batch_tokens // context_len
@@ -205,14 +222,24 @@ def _warmup(config: StageConfig, num_steps: int) -> int:
 
 def _device_rows(model_config: GPTConfig, hardware: Hardware, reasons: dict[str, str]) -> int:
     if hardware.device_type == "cpu":
-        reasons["at once"] = "about 4,096 tokens: their activations stay near the processor's caches"
+        reasons["at once"] = (
+            "about 4,096 tokens: their activations stay near the processor's caches"
+        )
         return max(1, 4096 // model_config.context_len)
-    # Activations kept for the backward pass: about 34 widths of two bytes a layer, and logits of 6 bytes an entry.
-    per_token = model_config.num_layers * model_config.model_dim * 34 * 2 + model_config.padded_vocab_size * 6
-    weights = count_parameters(model_config).total * 18  # masters, gradients, two moments, bfloat16 copies
+    # Activations kept for the backward pass: about 34 widths of two bytes a layer, and logits of 6
+    # bytes an entry.
+    per_token = (
+        model_config.num_layers * model_config.model_dim * 34 * 2
+        + model_config.padded_vocab_size * 6
+    )
+    weights = (
+        count_parameters(model_config).total * 18
+    )  # masters, gradients, two moments, bfloat16 copies
     free = max(0.0, 0.7 * hardware.memory_bytes - weights)
     rows = max(1, int(free / (per_token * model_config.context_len)))
-    reasons["at once"] = f"{per_token * model_config.context_len / 2**30:.2f} GiB of activations a row"
+    reasons["at once"] = (
+        f"{per_token * model_config.context_len / 2**30:.2f} GiB of activations a row"
+    )
     return int(min(64, 2 ** int(math.log2(rows))))
 
 
@@ -224,7 +251,10 @@ def _is_compiled(
         return False
     if not hardware.has_compiler and hardware.device_type == "cpu":
         if config.compile == "on":
-            raise ConfigError("--compile on needs a C++ compiler (g++ or clang++), and none was found: install one")
+            raise ConfigError(
+                "--compile on needs a C++ compiler (g++ or clang++), and none was found: install "
+                "one"
+            )
         reasons["compiled"] = "no C++ compiler here; none is needed"
         return False
     if config.compile == "on":

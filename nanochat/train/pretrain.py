@@ -28,7 +28,9 @@ def model_config_of(config: PretrainConfig, vocab_size: int) -> GPTConfig:
     """The model that a pretraining config asks for."""
     pattern = config.window_pattern
     if pattern is None and config.generation != "v1" and hardware_of(config).device_type != "cuda":
-        pattern = "L"  # short contexts gain nothing from windows, and plain attention has a fused kernel
+        pattern = (
+            "L"  # short contexts gain nothing from windows, and plain attention has a fused kernel
+        )
     return GPTConfig.from_depth(
         config.depth,
         vocab_size=vocab_size,
@@ -60,7 +62,9 @@ def pretrain(
     )
 
     def validate() -> float:
-        batches = validation_batches(validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS)
+        batches = validation_batches(
+            validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS
+        )
         return bits_per_byte(model, batches, tokenizer.token_bytes)
 
     work = StageWork(

@@ -1,4 +1,5 @@
-"""How rates move over a run.   in: a step   out: a multiplier   who calls: loop.py   (pure, no torch)
+"""How rates move over a run.   in: a step   out: a multiplier   who calls: loop.py   (pure, no
+torch)
 
 Source: karpathy/nanochat scripts/base_train.py and scripts/chat_sft.py at 92d63d4.
 Read next: plan.py.

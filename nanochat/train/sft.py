@@ -1,9 +1,12 @@
-"""A model that knows conversations -> one that answers.   in: SftConfig, conversations   out: Finished
+"""A model that knows conversations -> one that answers.   in: SftConfig, conversations   out:
+Finished
 who calls: cli
 
-One conversation a row, padded, and only what the assistant says is trained, its tools' output left out.  The rate
+One conversation a row, padded, and only what the assistant says is trained, its tools' output left
+out.  The rate
 falls linearly over the second half.
-Source: karpathy/nanochat scripts/chat_sft.py at 3a5e0bc (rows) and 92d63d4 (schedule, rates, warm-started moments).
+Source: karpathy/nanochat scripts/chat_sft.py at 3a5e0bc (rows) and 92d63d4 (schedule, rates,
+        warm-started moments).
 Read next: continuation.py (how a stage goes on from another).
 """
 
@@ -20,7 +23,8 @@ DECAY_FRACTION = 0.5  # of the run, at its end
 
 
 def sft(config: SftConfig, chats: Store, validation: Store | None, display: Display) -> Finished:
-    """The model of `config.model` after all conversations of `chats`, a row each, the assistant's words trained.
+    """The model of `config.model` after all conversations of `chats`, a row each, the assistant's
+    words trained.
 
     `validation` holds text for bits per byte; None leaves them out.
     """

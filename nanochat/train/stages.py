@@ -83,14 +83,18 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
     directory = run_directory(config.home, run) / stage
     if find_steps(directory):
         if not config.overwrite:
-            raise ConfigError(f"run {run} has finished {stage} already: choose another --run, or pass --overwrite")
+            raise ConfigError(
+                f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
+            )
         shutil.rmtree(directory)
     (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     (directory / "metrics.jsonl").unlink(missing_ok=True)
     return directory
 
 
-def train_stage(config: StageConfig, work: StageWork, directory: Path, display: Display) -> Finished:
+def train_stage(
+    config: StageConfig, work: StageWork, directory: Path, display: Display
+) -> Finished:
     """Train and save; `directory` comes from open_stage."""
     write_json_atomically(directory / "config.json", _provenance(config, work))
     write_json_atomically(directory / "plan.json", work.plan.to_json())
@@ -99,8 +103,13 @@ def train_stage(config: StageConfig, work: StageWork, directory: Path, display: 
     checkpoint = directory / "checkpoints" / f"step_{work.plan.num_steps:06d}"
 
     def save(step: int, metrics: dict[str, float]) -> None:
-        state = {"stage": work.name, "step": step, "metrics": metrics, "parent": work.parent,
-                 "batch_tokens": work.plan.batch_tokens}  # fmt: skip
+        state = {
+            "stage": work.name,
+            "step": step,
+            "metrics": metrics,
+            "parent": work.parent,
+            "batch_tokens": work.plan.batch_tokens,
+        }
         save_checkpoint(
             checkpoint,
             Checkpoint(
@@ -114,15 +123,26 @@ def train_stage(config: StageConfig, work: StageWork, directory: Path, display: 
 
     metrics = fit(
         Stage(
-            name=work.name, model=work.model, optimizer=work.optimizer, stream=work.stream, plan=work.plan,
-            validate=work.validate, save=save, is_padded=work.is_padded,
-            metrics_path=directory / "metrics.jsonl", display=display,
+            name=work.name,
+            model=work.model,
+            optimizer=work.optimizer,
+            stream=work.stream,
+            plan=work.plan,
+            validate=work.validate,
+            save=save,
+            is_padded=work.is_padded,
+            metrics_path=directory / "metrics.jsonl",
+            display=display,
         )
-    )  # fmt: skip
+    )
     return Finished(
-        run=work.run, stage=work.name, checkpoint=checkpoint, metrics=metrics, model=work.model,
+        run=work.run,
+        stage=work.name,
+        checkpoint=checkpoint,
+        metrics=metrics,
+        model=work.model,
         tokenizer=work.tokenizer,
-    )  # fmt: skip
+    )
 
 
 def _provenance(config: StageConfig, work: StageWork) -> dict[str, object]:

@@ -1,0 +1,370 @@
+"""The demo's stages, one after the other.   in: demo.Config   out: Story   who calls: cli/demo.py
+
+    text -> tokenizer -> pretrain -> midtrain -> (examination) -> sft -> examination -> report.html
+Each stage says what it does and why.  How long each may take is planned from a measurement of this
+machine.
+Read next: train/pretrain.py, train/midtrain.py, train/sft.py.
+"""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
+from nanochat.batches.store import TokenStore
+from nanochat.checkpoint.resolve import load, run_directory
+from nanochat.cli.demo import Config
+from nanochat.common.device import best_device, compute_dtype, machine_name
+from nanochat.corpus.files import ReadReport
+from nanochat.engine.engine import Engine
+from nanochat.evals.exam import Exam, exam_table, sample_conversations, take_exam
+from nanochat.evals.report import Report, StageReport, write_report
+from nanochat.model.config import GPTConfig
+from nanochat.model.cost import count_parameters
+from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.train import train_tokenizer
+from nanochat.train.config import MidtrainConfig, PretrainConfig, SftConfig
+from nanochat.train.display import Display, format_duration
+from nanochat.train.midtrain import midtrain
+from nanochat.train.pilot import tokens_per_s
+from nanochat.train.pretrain import model_config_of, pretrain
+from nanochat.train.sft import sft
+from nanochat.train.stages import Finished
+
+__all__ = ["OWN", "WORLD", "Recipe", "Story", "tell"]
+
+SAMPLE_CONVERSATIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What a demo trains, and how its minutes are shared out."""
+
+    minutes: float
+    depth: int
+    aspect_ratio: int
+    head_dim: int
+    context_len: int
+    vocab_size: int
+    batch_tokens: int
+    lr_scale: float
+    pretrain_share: float
+    """Of the minutes."""
+    midtrain_share: float
+    sft_share: float
+    midtrain_lr: float
+    sft_lr: float
+    text_share: float
+    """Of mid-training's tokens."""
+    most_tokens: int | None
+    """More pretraining than this teaches nothing more."""
+
+
+WORLD = Recipe(
+    minutes=4.0,
+    depth=4,
+    aspect_ratio=64,
+    head_dim=64,
+    context_len=256,
+    vocab_size=1024,
+    batch_tokens=4096,
+    lr_scale=2.0,
+    pretrain_share=0.65,
+    midtrain_share=0.2,
+    sft_share=0.15,
+    midtrain_lr=1.0,
+    sft_lr=1.0,
+    text_share=0.3,
+    most_tokens=4_000_000,
+)
+
+OWN = Recipe(
+    minutes=10.0,
+    depth=4,
+    aspect_ratio=64,
+    head_dim=64,
+    context_len=512,
+    vocab_size=4096,
+    batch_tokens=8192,
+    lr_scale=1.5,
+    pretrain_share=0.65,
+    midtrain_share=0.2,
+    sft_share=0.15,
+    midtrain_lr=1.0,
+    sft_lr=1.0,
+    text_share=0.2,
+    most_tokens=None,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """What the demo leaves."""
+
+    report: Path
+    num_correct: int | None
+    """Held-out questions answered exactly; None with one's own text, which has none."""
+    num_asked: int | None
+
+
+def tell(config: Config) -> Story:
+    """Train everything and write the report; the run is `config.run`.
+
+    Raises: DataError for the user's files, ConfigError for what they ask.
+    """
+    return _Teller(config).tell()
+
+
+class _Teller:
+    """The state of one telling."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.is_world = not config.text
+        recipe = WORLD if self.is_world else OWN
+        self.recipe = replace(recipe, minutes=config.minutes or recipe.minutes)
+        self.display = Display(log_every=50)
+        self.start_s = time.monotonic()
+        self.directory = run_directory(config.home, config.run)
+        self.stages: list[StageReport] = []
+        self.common: dict[str, Any] = {
+            "home": config.home,
+            "run": config.run,
+            "seed": config.seed,
+            "overwrite": True,
+            "log_every": 50,
+        }
+
+    def tell(self) -> Story:
+        texts, mid_chats, sft_chats = self._sources()
+        tokenizer = self._tokenizer(texts)
+        train, validation = self._tokens(texts, tokenizer)
+        speed = self._speed(tokenizer)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        base = self._pretrain(tokenizer, train, validation, speed)
+        mid = self._midtrain(tokenizer, mid_chats, train, validation, speed)
+        before = self._exam(mid)
+        tuned = self._sft(tokenizer, sft_chats, validation, speed)
+        after = self._exam(tuned)
+        if after is not None:
+            self.say("", *exam_table(before, after))
+        report = self._report([base, mid, tuned], before, after, sft_chats)
+        self.say(f"\nreport: {report}", f"chat:   nanochat chat {self.config.run}")
+        return Story(
+            report=report,
+            num_correct=after.num_correct if after else None,
+            num_asked=after.num_asked if after else None,
+        )
+
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            self.display.note(line)
+
+    def chapter(self, title: str, why: str) -> None:
+        self.say(f"\n{title}   ({format_duration(time.monotonic() - self.start_s)})", f"  {why}")
+
+    # ------------------------------------------------------------------------------------- text
+
+    def _sources(self) -> tuple[Texts, Chats, Chats]:
+        if self.is_world:
+            seed = self.config.seed
+            return (
+                Texts.from_world(PretrainConfig().world_chars, seed),
+                Chats.from_world("midtrain", 100_000, seed),
+                Chats.from_world("sft", 100_000, seed),
+            )
+        chats = Chats.from_files(self.config.chats)
+        return Texts.from_files(self.config.text), chats, chats
+
+    def _tokenizer(self, texts: Texts) -> Tokenizer:
+        self.chapter(
+            "The vocabulary",
+            f"{self.recipe.vocab_size:,} pieces of text, learned from the training text by "
+            "merging frequent pairs.",
+        )
+        documents = (document.text for document in texts.documents("train", None))
+        tokenizer = train_tokenizer(
+            documents, self.recipe.vocab_size, max_chars=20_000_000, doc_cap=50_000
+        )
+        self.say(f"  text: {texts.rule}")
+        return tokenizer
+
+    def _tokens(self, texts: Texts, tokenizer: Tokenizer) -> tuple[TokenStore, TokenStore]:
+        report = ReadReport()
+        train, validation = text_stores(texts, tokenizer, self.config.home, report)
+        self.say(*(f"  {line}" for line in report.lines()))
+        characters = train.num_characters / max(1, train.num_tokens)
+        self.say(
+            f"  {train.num_tokens:,} tokens to train on, {validation.num_tokens:,} to validate on, "
+            f"{characters:.2f} characters each"
+        )
+        return train, validation
+
+    def _speed(self, tokenizer: Tokenizer) -> float:
+        model_config = self._model_config(tokenizer)
+        rows = max(1, min(16, self.recipe.batch_tokens // self.recipe.context_len))
+        speed = tokens_per_s(model_config, self.recipe.batch_tokens, rows)
+        self.say(
+            f"  this machine: {machine_name(best_device())}, about {speed:,.0f} tokens/s for "
+            f"{count_parameters(model_config).total / 1e6:.1f} M parameters"
+        )
+        return speed
+
+    def _model_config(self, tokenizer: Tokenizer) -> GPTConfig:
+        return model_config_of(self._pretrain_config(None), tokenizer.vocab_size)
+
+    def _num_steps(self, share: float, speed: float, most_tokens: int | None = None) -> int:
+        tokens = self.recipe.minutes * 60 * share * speed
+        if most_tokens is not None:
+            tokens = min(tokens, most_tokens)
+        return max(1, int(tokens / self.recipe.batch_tokens))
+
+    # ----------------------------------------------------------------------------------- stages
+
+    def _pretrain_config(self, num_steps: int | None) -> PretrainConfig:
+        recipe = self.recipe
+        return PretrainConfig(
+            depth=recipe.depth,
+            aspect_ratio=recipe.aspect_ratio,
+            head_dim=recipe.head_dim,
+            context_len=recipe.context_len,
+            batch_tokens=recipe.batch_tokens,
+            lr_scale=recipe.lr_scale,
+            num_steps=num_steps,
+            compile="off" if self.is_world else "auto",
+            eval_tokens=65_536,
+            **self.common,
+        )
+
+    def _pretrain(
+        self, tokenizer: Tokenizer, train: TokenStore, validation: TokenStore, speed: float
+    ) -> Finished:
+        why = "The model reads text and learns to say which token comes next: language, and facts."
+        self.chapter("Pretraining", why)
+        steps = self._num_steps(self.recipe.pretrain_share, speed, self.recipe.most_tokens)
+        config = self._pretrain_config(steps)
+        return self._told(why, pretrain(config, tokenizer, train, validation, self.display))
+
+    def _midtrain(
+        self,
+        tokenizer: Tokenizer,
+        chats: Chats,
+        text: TokenStore,
+        validation: TokenStore,
+        speed: float,
+    ) -> Finished:
+        why = (
+            "Conversations in long rows, with some text among them: who speaks when, choices, "
+            "tools, spelling."
+        )
+        self.chapter("Mid-training", why)
+        recipe = self.recipe
+        config = MidtrainConfig(
+            model=f"{self.config.run}/pretrain",
+            num_steps=self._num_steps(recipe.midtrain_share, speed),
+            batch_tokens=recipe.batch_tokens,
+            lr_scale=recipe.midtrain_lr,
+            eval_tokens=65_536,
+            compile="off",
+            num_epochs=1,
+            **self.common,
+        )
+        store = self._conversations(chats, tokenizer)
+        rows = mixed(store, text, recipe.text_share)
+        return self._told(why, midtrain(config, rows, validation, self.display))
+
+    def _sft(
+        self, tokenizer: Tokenizer, chats: Chats, validation: TokenStore, speed: float
+    ) -> Finished:
+        why = (
+            "One conversation a row, and only what the assistant says is trained: to answer, "
+            "and to stop."
+        )
+        self.chapter("Fine-tuning", why)
+        recipe = self.recipe
+        config = SftConfig(
+            model=f"{self.config.run}/midtrain",
+            num_steps=self._num_steps(recipe.sft_share, speed),
+            batch_tokens=recipe.batch_tokens,
+            lr_scale=recipe.sft_lr,
+            eval_tokens=65_536,
+            compile="off",
+            **self.common,
+        )
+        store = self._conversations(chats, tokenizer)
+        return self._told(why, sft(config, store, validation, self.display))
+
+    def _conversations(self, chats: Chats, tokenizer: Tokenizer) -> TokenStore:
+        report = ReadReport()
+        store = chat_store(chats, "train", tokenizer, self.config.home, report)
+        self.say(*(f"  {line}" for line in report.lines()))
+        self.say(f"  {store.num_documents:,} conversations, {store.num_tokens:,} tokens")
+        return store
+
+    def _told(self, why: str, finished: Finished) -> Finished:
+        plan = json.loads((self.directory / finished.stage / "plan.json").read_text())
+        lines = [
+            (name, str(value), plan["reasons"].get(name, ""))
+            for name, value in plan.items()
+            if name != "reasons"
+        ]
+        self.stages.append(
+            StageReport(name=finished.stage, why=why, plan_lines=lines, metrics=finished.metrics)
+        )
+        return finished
+
+    # ------------------------------------------------------------------------------------- proof
+
+    def _engine(self, finished: Finished) -> Engine:
+        device = best_device()
+        loaded = load(
+            str(finished.checkpoint),
+            home=self.config.home,
+            device=device,
+            dtype=compute_dtype(device),
+        )
+        return Engine(loaded.model, loaded.tokenizer)
+
+    def _exam(self, finished: Finished) -> Exam | None:
+        return take_exam(self._engine(finished), finished.tokenizer) if self.is_world else None
+
+    def _report(
+        self, finished: Sequence[Finished], before: Exam | None, after: Exam | None, chats: Chats
+    ) -> Path:
+        last = finished[-1]
+        engine = self._engine(last)
+        samples = sample_conversations(
+            engine, last.tokenizer, chats.conversations("validation", None), SAMPLE_CONVERSATIONS
+        )
+        parameters = count_parameters(last.model.config).total
+        facts = [
+            ("wall time", format_duration(time.monotonic() - self.start_s)),
+            ("parameters", f"{parameters:,}"),
+            ("machine", machine_name(best_device())),
+            ("Python, PyTorch", f"{platform.python_version()}, {torch.__version__}"),
+            *(
+                (f"validation bpb after {item.stage}", f"{item.val_bpb:.4f}")
+                for item in finished
+                if item.val_bpb
+            ),
+        ]
+        path = self.directory / "report.html"
+        write_report(
+            path,
+            Report(
+                title=f"nanochat: {self.config.run}",
+                stages=self.stages,
+                exam_before=before,
+                exam_after=after,
+                conversations=samples,
+                facts=facts,
+            ),
+        )
+        return path
