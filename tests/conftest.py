@@ -23,6 +23,10 @@ LAYER_ATOL = 1e-5  # one layer, float32
 LOGITS_ATOL = 1e-4  # a whole model, float32: logits, log-probabilities, per-token losses
 GRAD_RTOL = 1e-4  # gradients, relative to the largest of their tensor
 RESUME_RTOL = 1e-5  # the losses of resumed training, relative
+RESUME_BFLOAT16_RTOL = 1e-4  # the same where V3 and V4 orthogonalise in bfloat16, whatever the rest
+NOISE_ATOL = 1e-8  # gradients that are rounding noise: those of the scalars at initialisation
+DOUBLE_ATOL = 1e-9  # anything computed in float64 twice
+SWITCHED_OFF = 1e-3  # at least this far off are the logits when a part of the model is missing
 
 # deadline: two cores shared with others.  derandomize: a failure here is a failure everywhere.
 settings.register_profile(
