@@ -6,7 +6,7 @@ PYTHON_FILES = nanochat scripts tests
 
 SHARED = ../shared
 
-.PHONY: help setup dev demo test check fmt golden docs requirements size
+.PHONY: help setup dev demo test check fmt bench golden docs requirements size
 
 help:
 	@echo "make demo          the whole story: install, train, chat in the browser   (ARGS='--no-serve')"
@@ -14,6 +14,7 @@ help:
 	@echo "make setup         install into .venv"
 	@echo "make check         format, lint, types, layers, docs and public names are in order"
 	@echo "make fmt           format and mend what can be mended"
+	@echo "make bench         training speed, beside karpathy/nanochat's with ARGS='--peer-nanochat DIR'"
 	@echo "make golden        take the tests' golden figures anew from SHARED=../shared"
 	@echo "make docs          write docs/cli.md and docs/map.md anew"
 	@echo "make requirements  which numbers of docs/requirements.md no test carries"
@@ -42,6 +43,9 @@ fmt: dev
 
 docs: dev
 	$(BIN)/python scripts/docs.py
+
+bench: setup
+	@$(BIN)/nanochat bench train $(ARGS)
 
 # The figures the tests compare with, taken anew from the folders they came from; review the diff.
 golden: dev

@@ -166,7 +166,7 @@ def _memory() -> Finding:
     usable_bytes = usable_memory_bytes()
     fact = f"{usable_bytes / GIB:.1f} GiB"
     if usable_bytes < LITTLE_MEMORY_BYTES:
-        remedy = "the demo needs about 2; pass a smaller --depth elsewhere"
+        remedy = "the demo needs about 2: close other programs, or train with a smaller --depth"
         return Finding("memory", "warn", fact, remedy)
     return Finding("memory", "ok", fact)
 
@@ -239,7 +239,7 @@ def _devices() -> Finding:
     if Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi"):
         fact = "an NVIDIA driver is here, but torch cannot use it"
         return Finding("devices", "warn", fact, "rm -r .venv, then make setup")
-    return Finding("devices", "ok", "CPU alone: enough for the demo, for depth 12 rent a GPU")
+    return Finding("devices", "ok", "CPU alone: enough for the demo; depth 12 and more want a GPU")
 
 
 def _compiler() -> Finding:
@@ -247,7 +247,9 @@ def _compiler() -> Finding:
 
     if path := find_compiler():
         return Finding("compiler", "ok", f"{path}: long runs are compiled")
-    return Finding("compiler", "ok", "none found and none needed: nothing is compiled")
+    return Finding(
+        "compiler", "ok", "none found and none needed; with g++ long runs would be faster"
+    )
 
 
 def _arithmetic() -> Finding:
