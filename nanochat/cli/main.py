@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except SystemExit as stop:  # a library that ends the process has said why
+        return stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
             return 1

@@ -145,6 +145,14 @@ def test_exceptions_become_one_line(
     assert ("NANOCHAT_LOG=debug" in err) == (code == 1)
 
 
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (0, 0), (None, 1), ("why", 1)])
+def test_a_library_that_ends_the_process_is_heard(
+    code: object, expected: int, verbs: Callable[[Act], None]
+) -> None:
+    verbs(raiser(SystemExit(code)))
+    assert main(["spin"]) == expected
+
+
 def test_debug_shows_the_traceback(
     verbs: Callable[[Act], None],
     monkeypatch: pytest.MonkeyPatch,
