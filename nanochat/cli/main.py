@@ -54,7 +54,12 @@ VERBS = (
     Verb("pretrain", "training", "train a base model on text"),
     Verb("midtrain", "training", "teach a base model the shape of conversations"),
     Verb("sft", "training", "fine-tune on conversations, a row each, the assistant's words only"),
-    Verb("bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"),
+    Verb("generate", "using a model", "continue a text, or answer one question"),
+    Verb("chat", "using a model", "talk with a model in the terminal"),
+    Verb("serve", "using a model", "a chat page and an OpenAI-compatible API"),
+    Verb(
+        "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"
+    ),
 )
 
 

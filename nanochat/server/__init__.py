@@ -1,1 +1,6 @@
-"""TOKENS -> HTTP.   in: an engine   out: an ASGI app   who calls: cli   (no torch)"""
+"""TOKENS -> HTTP.   in: an engine, a tokenizer   out: a FastAPI app   who calls: cli.serve
+
+The app is handed an engine and imports no torch.  Its API is OpenAI's, errors included; the page in
+nanochat/web is one more client of it.
+Read next: app.py (routes), protocol.py (bodies and the error table), stream.py (events -> HTTP).
+"""

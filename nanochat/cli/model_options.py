@@ -1,0 +1,106 @@
+"""What the verbs that run a model share.   in: flags   out: an engine, sampling parameters
+who calls: cli/generate.py, cli/chat.py, cli/serve.py
+
+Read next: checkpoint/resolve.py (what a model reference is), engine/engine.py.
+"""
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from nanochat.common.config import CommonOptions
+from nanochat.engine.request import SamplingParams
+from nanochat.tokenizer.chat import stop_tokens
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nanochat.engine.engine import Engine
+
+__all__ = ["ChoiceOptions", "ModelOptions", "Opened", "SamplingOptions", "open_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CommonOptions):
+    """Which model, and what it computes with."""
+
+    model: tyro.conf.Positional[str]
+    """A run (d12, d12/sft, d12/sft@1500), or a directory: ours or one of karpathy/nanochat's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What it computes in. auto: bfloat16 where this machine multiplies it fast."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps. None: the fastest there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOptions(ModelOptions):
+    """How the next token is chosen."""
+
+    temperature: float = 0.8
+    """0 always takes the likeliest token; 1 samples from the model as it is."""
+    top_k: int | None = 50
+    """Only the k likeliest tokens may be chosen. None: all of them."""
+    top_p: float = 1.0
+    """Only the likeliest tokens whose probabilities add up to p may be chosen."""
+
+    def __post_init__(self) -> None:
+        self.choice()  # it reports everything out of range at once
+
+    def choice(self) -> SamplingParams:
+        """The parameters these flags decide."""
+        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(ChoiceOptions):
+    """How one answer is written."""
+
+    max_tokens: int = 256
+    """Most tokens of an answer."""
+    seed: int | None = None
+    """Equal seeds give equal answers. None: another answer each time."""
+
+    def choice(self) -> SamplingParams:
+        """The parameters these flags decide; a seed that was not given is 0 here."""
+        return replace(super().choice(), max_tokens=self.max_tokens, seed=self.seed or 0)
+
+    def sampling(self, tokenizer: Tokenizer) -> SamplingParams:
+        """The parameters of one answer, ending where an answer or a document ends."""
+        return replace(
+            self.choice(),
+            seed=secrets.randbelow(2**63) if self.seed is None else self.seed,
+            stop_tokens=stop_tokens(tokenizer),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A model ready to be asked."""
+
+    engine: "Engine"
+    name: str
+    """What to call it: the reference, or the folder's name."""
+    is_chat: bool
+    """Whether it has been taught conversations."""
+
+
+def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
+    """Load what `options.model` names; importing torch and reading the weights takes seconds.
+
+    Raises: CheckpointError for the model, ConfigError for the device.
+    """
+    from nanochat.checkpoint.resolve import load
+    from nanochat.common.device import best_device, compute_dtype
+    from nanochat.engine.engine import Engine
+
+    device = best_device(options.device)
+    dtype = compute_dtype(device, options.dtype)
+    loaded = load(options.model, home=options.home, device=device, dtype=dtype)
+    path = Path(options.model).expanduser()
+    return Opened(
+        engine=Engine(loaded.model, loaded.tokenizer, max_rows=max_rows),
+        name=path.resolve().name if path.is_dir() else options.model,
+        is_chat=loaded.is_chat,
+    )
