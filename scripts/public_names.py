@@ -3,17 +3,18 @@ who calls: scripts/check.py, tests/repo/test_scripts.py
 
 A public name stands in a module's __all__, or is a public method of a class that does.  It has to
 have a docstring and to be executed by a test: a line of its body, as the coverage of the last whole
-test run has it; for a class without code of its own (an exception, a tuple) its name in a test.
+test run has it.  Of a class without code of its own (an exception, a tuple) it is a line that makes
+one, or its name in a test.
 """
 
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PublicName", "main", "problems", "public_names"]
+__all__ = ["PublicName", "main", "names_called", "problems", "public_names"]
 
 ROOT = Path(__file__).resolve().parent.parent
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -51,11 +52,22 @@ def public_names(source: str, module: str) -> list[PublicName]:
     return [entry for name in _exported(tree) for entry in found.get(name, [])]
 
 
+def names_called(source: str, lines_run: set[int]) -> set[str]:
+    """What is called by name, bare or after a dot, on the lines of a module that were run."""
+    return {
+        ast.unparse(node.func).rpartition(".")[2]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and node.lineno in lines_run
+    }
+
+
 def problems(
-    names: list[PublicName], lines_run: Mapping[str, set[int]], test_sources: str
+    names: list[PublicName], lines_run: Mapping[str, set[int]], mentioned: Collection[str]
 ) -> Iterator[str]:
-    """One line for every name without a docstring, and for every name no test executes."""
-    mentioned = set(re.findall(r"\w+", test_sources))
+    """One line for every name without a docstring, and for every name no test executes.
+
+    `mentioned` are the words that count for a class without code of its own.
+    """
     for entry in names:
         where = f"{entry.module}.{entry.name} ({entry.kind})"
         if not entry.has_docstring:
@@ -75,13 +87,15 @@ def main() -> int:
 
     data = CoverageData(str(ROOT / ".coverage"))
     data.read()
-    names, lines_run = [], {}
+    names, lines_run, mentioned = [], {}, set[str]()
     for path in sorted((ROOT / "nanochat").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        names += public_names(path.read_text(), module)
-        lines_run[module] = set(data.lines(str(path)) or ())
-    sources = "\n".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
-    found = list(problems(names, lines_run, sources))
+        source, lines_run[module] = path.read_text(), set(data.lines(str(path)) or ())
+        names += public_names(source, module)
+        mentioned |= names_called(source, lines_run[module])
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        mentioned |= set(re.findall(r"\w+", path.read_text()))
+    found = list(problems(names, lines_run, mentioned))
     print("\n".join([*found, f"{len(names)} public names, {len(found)} problems"]))
     return 1 if found else 0
 

@@ -47,20 +47,21 @@ def test_public_names_without_docstring_or_test_are_found() -> None:
         ("hidden", "function"),
         ("LIMIT", "value"),
     ]
-    assert list(public_names.problems(names, {"m": {5, 13, 21, 22}}, "")) == [
+    assert list(public_names.problems(names, {"m": {5, 13, 21, 22}}, [])) == [
         "m.Shape.grow (method) has no docstring",
         "m.hidden (function) has no docstring",
         "m.hidden (function) is executed by no test",
     ]
-    unrun = list(public_names.problems(names, {}, "Shape area hidden"))
+    unrun = list(public_names.problems(names, {}, ["Shape", "area", "hidden"]))
     assert sum("is executed by no test" in line for line in unrun) == 5
 
 
 def test_a_class_without_code_is_run_when_a_test_names_it() -> None:
     source = '__all__ = ["Oops"]\n\n\nclass Oops(Exception):\n    """Oops."""\n'
+    assert public_names.names_called("a.Oops(\n    1)\nOther(2)\n", {1}) == {"Oops"}
     names = public_names.public_names(source, "m")
-    assert list(public_names.problems(names, {}, "raises(Oops)")) == []
-    assert list(public_names.problems(names, {}, "")) == ["m.Oops (class) is executed by no test"]
+    assert list(public_names.problems(names, {}, {"Oops"})) == []
+    assert list(public_names.problems(names, {}, [])) == ["m.Oops (class) is executed by no test"]
 
 
 def test_every_public_name_of_the_package_is_seen() -> None:
