@@ -37,7 +37,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.cost import train_flops_per_token, train_flops_per_token_causal
 from nanochat.model.gpt import GPT
 from nanochat.model.init import initialize
-from nanochat.train.loss import loss_sum
+from nanochat.train.loss import compile_loss_sum, loss_sum
 from nanochat.train.optim import RECIPES, Optimizer, Rates
 
 __all__ = ["TrainBench", "bench_train"]
@@ -159,7 +159,7 @@ def _ours(bench: TrainBench, setting: dict[str, Any]) -> dict[str, Any]:
     optimizer = Optimizer(
         model, RECIPES["v5"], lr_scale=setting["batch_scale"], compute_dtype=dtype
     )
-    compute = torch.compile(loss_sum) if bench.is_compiled else loss_sum
+    compute = compile_loss_sum(device.type, is_padded=False) if bench.is_compiled else loss_sum
     tokens = torch.load(setting["tokens"], weights_only=True)
     rows = max(1, 4096 // bench.context_len) if device.type == "cpu" else bench.rows
     losses, seconds = [], []

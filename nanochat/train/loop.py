@@ -24,11 +24,13 @@ from nanochat.common.device import keep_freed_memory, peak_flops, peak_memory_by
 from nanochat.common.errors import TrainingError
 from nanochat.model.gpt import GPT
 from nanochat.train.display import Display
-from nanochat.train.loss import loss_sum
+from nanochat.train.loss import compile_loss_sum, loss_sum
 from nanochat.train.optim import Optimizer, Rates
 from nanochat.train.plan import Plan
 
 __all__ = ["Stage", "Stream", "fit"]
+
+LossFunction = Callable[[GPT, Batch], Tensor]
 
 MICRO_BATCH_MULTIPLE = 32  # padded rows are cut back to a multiple of this many tokens
 
@@ -66,7 +68,7 @@ def fit(stage: Stage) -> list[dict[str, float]]:
     """
     device = stage.model.embedding.weight.device
     keep_freed_memory()
-    compute = _LossFunction(stage)
+    compute = _loss_function(stage, device)
     clock = _Clock(stage, peak_flops(device, stage.model.embedding.weight.dtype))
     rows: list[dict[str, float]] = []
     stage.model.train()
@@ -89,13 +91,19 @@ def fit(stage: Stage) -> list[dict[str, float]]:
     return rows
 
 
+def _loss_function(stage: Stage, device: torch.device) -> LossFunction:
+    if stage.plan.is_compiled:
+        return compile_loss_sum(device.type, is_padded=stage.is_padded)
+    return loss_sum
+
+
 def _batches(stage: Stage) -> Iterator[Batch]:
     plan = stage.plan
     return prefetch(stage.stream.batch(index, plan.batch_rows) for index in range(plan.num_steps))
 
 
 def _step(
-    stage: Stage, compute: "_LossFunction", batch: Batch, device: torch.device, step: int
+    stage: Stage, compute: LossFunction, batch: Batch, device: torch.device, step: int
 ) -> tuple[list[Tensor], int]:
     """Gradients of the whole batch, in parts, then one update; a batch without targets changes
     nothing."""
@@ -109,7 +117,7 @@ def _step(
             part.inputs_BT.to(device, non_blocking=True),
             part.targets_BT.to(device, non_blocking=True),
         )
-        loss = compute(part) / num_targets
+        loss = compute(stage.model, part) / num_targets
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     if losses:
@@ -153,19 +161,6 @@ def _report(row: dict[str, float], file: IO[str] | None, display: Display) -> No
     if file is not None:
         file.write(json.dumps(row) + "\n")
         file.flush()
-
-
-class _LossFunction:
-    """The summed loss of a part of a batch, compiled if the plan says so."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._model = stage.model
-        self._function: Callable[[GPT, Batch], Tensor] = loss_sum
-        if stage.plan.is_compiled:
-            self._function = torch.compile(loss_sum, dynamic=stage.is_padded)
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return self._function(self._model, batch)
 
 
 class _Clock:
