@@ -10,6 +10,7 @@ Read next: gpt.py (what the fields do), cost.py (what they cost).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,6 +23,16 @@ Generation = Literal["v1", "v2", "v3", "v4", "v5"]
 RopeDtype = Literal["bfloat16", "compute"]
 
 FLOAT32_EPS = 1.1920928955078125e-07  # RMSNorm's default epsilon in PyTorch, made explicit
+COUNTS = (
+    "num_layers",
+    "model_dim",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "context_len",
+    "vocab_padding",
+)
 SHORT_WINDOW_TILE = 128  # short windows of V4 and V5 are rounded up to this many tokens
 
 
@@ -149,9 +160,14 @@ class GPTConfig:
             unknown, missing = sorted(set(raw) - known), sorted(known - set(raw))
             raise ConfigError(f"model config: unknown keys {unknown}, missing keys {missing}")
         values = dict(raw)
-        values["windows"] = tuple(values["windows"])
-        if values["value_embedding"] is not None:
-            values["value_embedding"] = ValueEmbedding(**values["value_embedding"])
+        try:
+            values["windows"] = tuple(values["windows"])
+            if values["value_embedding"] is not None:
+                values["value_embedding"] = ValueEmbedding(**values["value_embedding"])
+        except TypeError as error:
+            raise ConfigError(
+                f"model config: windows or value_embedding is malformed ({error})"
+            ) from error
         return cls(**values)
 
 
@@ -220,22 +236,35 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _problems(config: GPTConfig) -> list[str]:
+    """What is wrong; a config may come from a file of anybody's, so types are looked at too."""
     problems = [
-        f"{name} is {getattr(config, name)}, expected at least 1"
-        for name in (
-            "num_layers",
-            "model_dim",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "vocab_size",
-            "context_len",
-            "vocab_padding",
-        )
-        if getattr(config, name) < 1
+        f"{name} is {value!r}, expected at least 1"
+        for name in COUNTS
+        if not _is_count(value := getattr(config, name))
     ]
-    if problems:
-        return problems
+    problems += [
+        f"{name} is {value!r}, expected more than {above}"
+        for name, above in (
+            ("rope_base", 1.0),
+            ("logit_softcap", 0.0),
+            ("qk_scale", 0.0),
+            ("norm_eps", 0.0),
+        )
+        if not _is_number(value := getattr(config, name)) or not above < value < math.inf
+    ]
+    problems += [
+        f"{name} is {value!r}, expected true or false"
+        for name in ("residual_lambdas", "backout")
+        if not isinstance(value := getattr(config, name), bool)
+    ]
+    if config.rope_dtype not in get_args(RopeDtype):
+        problems.append(f"rope_dtype is {config.rope_dtype!r}, expected bfloat16 or compute")
+    return problems or _contradictions(config)
+
+
+def _contradictions(config: GPTConfig) -> list[str]:
+    """What does not fit together, where every number is one."""
+    problems = []
     if config.num_heads % config.num_kv_heads:
         problems.append(
             f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
@@ -246,18 +275,31 @@ def _problems(config: GPTConfig) -> list[str]:
         )
     if len(config.windows) != config.num_layers:
         problems.append(f"{len(config.windows)} windows for {config.num_layers} layers")
+    problems += [
+        f"the window of layer {layer} is {window!r}, expected tokens or none"
+        for layer, window in enumerate(config.windows)
+        if window is not None and not (type(window) is int and window >= 0)
+    ]
     gate = config.value_embedding
-    if gate is not None and not 1 <= gate.gate_channels <= config.model_dim:
+    if gate is not None and not _is_share(gate.gate_channels, config.model_dim):
         problems.append(
-            f"gate_channels is {gate.gate_channels}, expected 1 to model_dim {config.model_dim}"
+            f"gate_channels is {gate.gate_channels!r}, expected 1 to model_dim {config.model_dim}"
         )
-    if config.smear_channels is not None and not 1 <= config.smear_channels <= config.model_dim:
-        problems.append(
-            f"smear_channels is {config.smear_channels}, expected 1 to {config.model_dim}"
-        )
-    if config.logit_softcap <= 0 or config.rope_base <= 1:
-        problems.append(
-            f"logit_softcap {config.logit_softcap} and rope_base {config.rope_base} must be "
-            "positive"
-        )
+    if gate is not None and not (_is_number(gate.gate_scale) and math.isfinite(gate.gate_scale)):
+        problems.append(f"gate_scale is {gate.gate_scale!r}, expected a number")
+    smear = config.smear_channels
+    if smear is not None and not _is_share(smear, config.model_dim):
+        problems.append(f"smear_channels is {smear!r}, expected 1 to {config.model_dim}")
     return problems
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_share(value: object, model_dim: int) -> bool:
+    return type(value) is int and 1 <= value <= model_dim
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ __all__ = ["MLP", "Linear", "RotaryTable", "mix", "relu_squared", "rms_norm", "r
 class Linear(nn.Linear):
     """A matrix without bias whose weight is used in the dtype of its input.
 
-    Training keeps the weights in the compute dtype already (train/precision.py), so the cast costs
+    Training keeps the weights in the compute dtype already (train/optim.py), so the cast costs
     nothing there.
     """
 
