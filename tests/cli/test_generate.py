@@ -1,0 +1,151 @@
+"""generate.py through the command line: exact tokens, honest cutting, one line for a mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.cli.generate import cut_prompt
+from nanochat.cli.main import main
+from nanochat.model.gpt import GPT
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.cli.models import CONTEXT_LEN, save_model
+from tests.twins.generation import assert_greedy
+
+EXACT = ["--dtype", "float32", "--temperature", "0"]
+
+
+@pytest.fixture
+def chat_model(home: Path, tiny_tokenizer: Tokenizer) -> GPT:
+    return save_model(home, tiny_tokenizer)
+
+
+@pytest.fixture
+def base_model(home: Path, tiny_tokenizer: Tokenizer) -> GPT:
+    return save_model(home, tiny_tokenizer, run="base", stage="pretrain")
+
+
+def generate(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["generate", *argv, *EXACT, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    result: dict[str, Any] = json.loads(lines[0])
+    return result
+
+
+@pytest.mark.req("US-1")
+def test_a_base_model_continues_text(
+    base_model: GPT, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = generate(capsys, "base", "-p", "the cat", "--max-tokens", "20", "--seed", "5")
+    assert set(result) == {"model", "prompt_tokens", "tokens", "text", "finish_reason", "seed"}
+    assert (result["model"], result["seed"]) == ("base", 5)
+    assert result["prompt_tokens"] == [tiny_tokenizer.bos, *tiny_tokenizer.encode("the cat")]
+    assert_greedy(base_model, result["prompt_tokens"], result["tokens"])
+    special = set(tiny_tokenizer.special_tokens.values())
+    plain = [token for token in result["tokens"] if token not in special]
+    if len(plain) == len(result["tokens"]):  # else half a character may end before one
+        assert result["text"] == tiny_tokenizer.decode(plain)
+    assert result["finish_reason"] == ("length" if len(result["tokens"]) == 20 else "stop")
+    again = [str(token) for token in result["prompt_tokens"]]
+    same = generate(capsys, "base", "--prompt-tokens", ",".join(again), "--max-tokens", "20")
+    assert same["tokens"] == result["tokens"]
+
+
+def test_a_chat_model_is_asked(
+    chat_model: GPT, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = generate(capsys, "tiny", "-p", "cat", "--max-tokens", "3")["prompt_tokens"]
+    assert tiny_tokenizer.decode(asked) == (
+        "<|bos|><|user_start|>cat<|user_end|><|assistant_start|>"
+    )
+    plain = generate(capsys, "tiny", "-p", "cat", "--chat", "no")["prompt_tokens"]
+    assert tiny_tokenizer.decode(plain) == "<|bos|>cat"
+
+
+@pytest.mark.req("FR-013")
+def test_text_streams_to_the_terminal(chat_model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    told = generate(capsys, "tiny", "-p", "cat", "--max-tokens", "9")
+    assert main(["generate", "tiny", "-p", "cat", "--max-tokens", "9", *EXACT]) == 0
+    out, err = capsys.readouterr()
+    assert out == told["text"] + "\n"
+    assert err == ""
+
+
+@pytest.mark.req("EC-4")
+@pytest.mark.req("US-1")
+def test_a_long_prompt_is_cut_from_the_left_and_the_user_is_told(
+    base_model: GPT, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "the quick brown fox jumps over the lazy dog " * 20
+    argv = ["generate", "base", "-p", text, "--max-tokens", "6", *EXACT, "--json"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    tokens = json.loads(out)["prompt_tokens"]
+    assert tokens[0] == tiny_tokenizer.bos
+    assert text.endswith(tiny_tokenizer.decode(tokens[1:]))
+    assert len(tokens) == CONTEXT_LEN - 6
+    assert len(json.loads(out)["tokens"]) <= 6
+    assert err.count("\n") == 1
+    assert f"but the context is {CONTEXT_LEN}" in err and f"{len(tokens)} are left" in err
+
+    assert main([*argv, "--strict"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "but the context is 96" in err
+
+    assert main([*argv, "--beyond-context", "slide"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert len(json.loads(out)["prompt_tokens"]) > CONTEXT_LEN
+
+
+def test_cutting_keeps_the_beginning_and_leaves_room() -> None:
+    tokens = list(range(100))
+    assert cut_prompt(tokens, 101, 50, 1) == tokens
+    assert cut_prompt(tokens, 100, 30, 1) == [0, *range(31, 100)]
+    assert cut_prompt(tokens, 60, 10**6, 2) == [0, 1, *range(72, 100)]
+    assert cut_prompt(tokens, 60, 10, 0) == list(range(50, 100))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "there is no prompt: pass -p TEXT"),
+        (["-p", ""], "the prompt is empty, expected at least one character"),
+        (["-p", "a", "--prompt-tokens", "1"], "both -p and --prompt-tokens are given"),
+        (["--prompt-tokens", "1,x"], "--prompt-tokens is '1,x', expected whole numbers"),
+        (["--prompt-tokens", ","], "--prompt-tokens is ',', expected whole numbers"),
+        (["--prompt-tokens", "1,300"], "prompt token 300 at place 1 is outside the vocabulary"),
+        (["--prompt-tokens=-1"], "prompt token -1 at place 0 is outside the vocabulary"),
+        (["-p", "a", "--temperature", "99"], "temperature is 99.0, expected 0 to 10"),
+        (["-p", "a", "--max-tokens", "0"], "max_tokens is 0, expected at least 1"),
+        (["-p", "a", "--dtype", "int3"], "--dtype is 'int3', expected"),
+    ],
+)
+@pytest.mark.req("EC-3")
+def test_mistakes_are_one_line(
+    base_model: GPT, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "base", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.req("FR-048")
+def test_a_folder_of_the_reference_is_a_model(
+    shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shared_dir / "parity" / "v5-2026-07"
+    figures = json.loads((folder / "expected.json").read_text())["generation"]
+    model = str(folder / "base" / "base_checkpoints" / "d4")
+    for figure in (figures[0], figures[-1]):
+        prompt, all_tokens = figure["prompt_tokens"], figure["greedy_tokens"]
+        result = generate(
+            capsys, model, "--prompt-tokens", ",".join(map(str, prompt)),
+            "--max-tokens", str(len(all_tokens) - len(prompt)), "--beyond-context", "slide",
+        )  # fmt: skip
+        assert result["prompt_tokens"] + result["tokens"] == all_tokens
+        assert result["model"] == "d4"

@@ -1,0 +1,176 @@
+"""serve.py and http_server.py: ready when it says so, gone when it is told to."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from nanochat.cli import http_server
+from nanochat.cli.http_server import reserve, serve_app
+from nanochat.cli.main import main
+from nanochat.common.errors import ConfigError
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.cli.models import save_model
+
+
+@contextmanager
+def once_ready(
+    capsys: pytest.CaptureFixture[str], act: Callable[[str], None]
+) -> Iterator[list[str]]:
+    """Beside the block, in a thread: wait for the ready line, then act with it."""
+    lines: list[str] = []
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while not lines and time.monotonic() < end:
+            lines.extend(capsys.readouterr().out.splitlines())
+            time.sleep(0.01)
+        if lines:  # else there is nobody to take the signal but the test itself
+            act(lines[0])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield lines
+    thread.join()
+
+
+def end_with(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.req("FR-054")
+def test_a_served_model_answers_until_it_is_told_to_stop(
+    home: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer)
+    answers: list[Any] = []
+
+    def use(line: str) -> None:
+        try:
+            ready = json.loads(line)
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+            url = ready["url"]
+            answers.append(ready["model"])
+            answers.append(httpx.get(url).text[:15])
+            chat = httpx.post(f"{url}/v1/chat/completions", json=body | {"max_tokens": 3})
+            answers.append(chat.json()["usage"]["prompt_tokens"])
+        finally:
+            end_with(signal.SIGTERM)
+
+    with once_ready(capsys, use):
+        assert main(["serve", "tiny", "--port", "0", "--json"]) == 0
+    assert answers == ["tiny", "<!doctype html>", 6]
+
+
+def test_ctrl_c_ends_it_as_it_ends_everything(
+    home: Path,
+    tiny_tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_model(home, tiny_tokenizer, run="base", stage="pretrain")
+    opened: list[str] = []
+    monkeypatch.setattr(http_server.webbrowser, "open", opened.append)
+    before = signal.getsignal(signal.SIGINT)
+    with once_ready(capsys, lambda line: end_with(signal.SIGINT)) as lines:
+        argv = ["serve", "base", "--host", "0.0.0.0", "--port", "0", "--open", "--name", "mine"]
+        assert main(argv) == 130
+    assert lines[0].startswith("mine answers at http://0.0.0.0:")
+    assert opened == [lines[0].split()[3]]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_notices_of_a_public_base_model(
+    home: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save_model(home, tiny_tokenizer, run="base", stage="pretrain")
+    monkeypatch.setattr(http_server, "serve_app", lambda *args, **kwargs: None)
+    assert main(["serve", "base", "--host", "0.0.0.0", "--port", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "base is a base model" in err
+    assert "anyone who can reach 0.0.0.0" in err
+
+
+@pytest.mark.req("FR-054")
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "tiny", "--port", str(port)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"nanochat: cannot serve on 127.0.0.1:{port} (Address already in use)")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--port", "70000"], "port is 70000, expected 0 to 65535"),
+        (["--max-rows", "0"], "max_rows is 0, expected at least 1"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "tiny", *argv]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_place_is_refused_until_it_is_served_and_free_afterwards() -> None:
+    with reserve("localhost", 0) as place:
+        assert place.url.startswith("http://localhost:")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(place.url)
+    with reserve("127.0.0.1", int(place.url.rpartition(":")[2])) as again:
+        assert again.url.rpartition(":")[2] == place.url.rpartition(":")[2]
+    with (
+        pytest.raises(ConfigError, match="cannot serve on nowhere.invalid:1"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(socket, "getaddrinfo", unknown_host)
+        with reserve("nowhere.invalid", 1):
+            pass
+
+
+def unknown_host(*args: Any, **kwargs: Any) -> Any:
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+def test_an_app_can_be_served_from_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """Signals belong to the main thread: elsewhere the app is served without taking them."""
+    servers: list[Any] = []
+    app = FastAPI()
+
+    @app.get("/end")
+    async def end() -> str:
+        servers[0].should_exit = True
+        return "bye"
+
+    with pytest.MonkeyPatch.context() as patch, reserve("127.0.0.1", 0) as place:
+        patch.setattr(http_server._Server, "__init__", remember(servers))
+        thread = threading.Thread(target=lambda: serve_app(app, place, ready="here"))
+        with once_ready(capsys, lambda line: httpx.get(f"{place.url}/end") and None):
+            thread.start()
+            thread.join()
+
+
+def remember(servers: list[Any]) -> Any:
+    original = http_server._Server.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        servers.append(self)
+        original(self, *args, **kwargs)
+
+    return init
