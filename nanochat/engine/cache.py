@@ -127,7 +127,7 @@ class ContiguousCache:
         _, old_rows, old_positions, *_ = self._keys.shape
         if num_rows <= old_rows and num_positions <= old_positions:
             return
-        rows = max(old_rows, num_rows)
+        rows = old_rows if num_rows <= old_rows else max(num_rows, 2 * old_rows)
         positions = max(old_positions, min(_round_up(num_positions), self.max_positions))
         self._keys = _grown(self._keys, rows, positions)
         self._values = _grown(self._values, rows, positions)
