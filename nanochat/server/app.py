@@ -76,8 +76,13 @@ def create_app(engine: EngineDoor, model: ServedModel, *, limits: Limits | None 
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Whether the server answers, and how many requests wait or run."""
-        return {"status": "ok", "model": model.name, "num_active": len(chat.active)}
+        """Whether the server answers, what it serves, and how many requests wait or run."""
+        return {
+            "status": "ok",
+            "model": model.name,
+            "context_len": model.context_len,
+            "num_active": len(chat.active),
+        }
 
     return app
 

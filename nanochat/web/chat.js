@@ -9,11 +9,15 @@ const question = element("question");
 const temperature = element("temperature");
 
 const NEAR_BOTTOM_PX = 80;
+// More than this share of the context is not filled with what was said: an answer needs room.
+const READ_SHARE = 0.75;
 
 /** What has been said: {role, content}. The model reads it from `firstRead` on. */
 let turns = [];
 let firstRead = 0;
-let modelName = null;
+let model = null;
+/** Measured from the last answer, to know before asking what will fit. */
+let tokensPerCharacter = 0.25;
 /** The AbortController of the answer that is being written, or null. */
 let writing = null;
 /** A question that has no answer yet: its node and that of its problem. */
@@ -49,22 +53,22 @@ function problemOf(body) {
 }
 
 async function findModel() {
-  const models = await (await request("/v1/models")).json();
-  modelName = models.data[0].id;
-  element("model").textContent = modelName;
+  const health = await (await request("/health")).json();
+  model = { name: health.model, contextLen: health.context_len };
+  element("model").textContent = model.name;
 }
 
 /** Yields {text, finishReason} as the server sends them. */
 async function* answers(messages, signal) {
-  if (modelName === null) await findModel();
   const response = await request("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({
-      model: modelName,
+      model: model.name,
       messages,
       temperature: Number(temperature.value),
       stream: true,
+      stream_options: { include_usage: true },
     }),
     signal,
   });
@@ -72,6 +76,7 @@ async function* answers(messages, signal) {
     if (data === "[DONE]") return;
     const frame = JSON.parse(data);
     if (frame.error) throw problemOf(frame);
+    if (frame.usage) tokensPerCharacter = frame.usage.prompt_tokens / charactersOf(messages);
     const [choice] = frame.choices;
     yield { text: choice?.delta.content ?? "", finishReason: choice?.finish_reason ?? null };
   }
@@ -158,16 +163,29 @@ function finish(conversation, text, status) {
 
 /** The answer; if the conversation no longer fits the model's context, without its oldest turns. */
 async function* piecesOfAnswer(signal) {
+  if (model === null) await findModel();
+  const room = (READ_SHARE * model.contextLen) / tokensPerCharacter;
+  while (charactersOf(turns.slice(firstRead)) > room && forgetOldest());
   for (;;) {
     try {
       yield* answers(turns.slice(firstRead), signal);
       return;
     } catch (error) {
-      if (error.code !== "context_length_exceeded" || turns.length - firstRead < 3) throw error;
-      firstRead += 2;
-      showForgotten();
+      if (error.code !== "context_length_exceeded" || !forgetOldest()) throw error;
     }
   }
+}
+
+/** Leave the oldest question and its answer unread; false if only the last question is left. */
+function forgetOldest() {
+  if (turns.length - firstRead < 3) return false;
+  firstRead += 2;
+  showForgotten();
+  return true;
+}
+
+function charactersOf(messages) {
+  return messages.reduce((sum, message) => sum + message.content.length, 0);
 }
 
 /** A question stopped before its answer began returns to where it was typed. */

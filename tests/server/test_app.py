@@ -167,7 +167,8 @@ def test_models_and_health(client: TestClient) -> None:
         "object": "list",
         "data": [{"id": "tiny", "object": "model", "created": 7, "owned_by": "nanochat"}],
     }
-    assert client.get("/health").json() == {"status": "ok", "model": "tiny", "num_active": 0}
+    health = {"status": "ok", "model": "tiny", "context_len": CONTEXT_LEN, "num_active": 0}
+    assert client.get("/health").json() == health
 
 
 USER = {"role": "user", "content": "x"}
