@@ -30,7 +30,7 @@ __all__ = ["Chat", "Config", "fit_conversation", "run"]
 HELP = """\
 /temperature N   0 is always the likeliest word, 1 is as the model has it
 /clear           forget what was said
-/help            this
+/help            show these
 /quit            leave; so does Ctrl-D.  Ctrl-C stops an answer"""
 
 LEAST_ROOM_SHARE = 4  # a quarter of the context is kept free for the answer
