@@ -2,8 +2,7 @@
 in: hidden_ND, head, targets   out: a loss   who calls: loop.py, evals
 
 `softcap_cross_entropy` never holds the logits of a whole batch in float32: it works through chunks
-of tokens
-and leaves, in the chunk's own memory, the gradient where the logits were.
+of tokens and leaves, in the chunk's own memory, the gradient where the logits were.
 Read next: loop.py; tests/train/test_loss.py (the plain twin).
 """
 
@@ -66,10 +65,10 @@ def softcap_cross_entropy(
 
     Shapes: hidden_ND, head_VD (V padded), targets_N -> scalar in float32 or wider.
     """
-    logits_NV = F.linear(hidden_ND, head_VD.to(hidden_ND.dtype))[:, :vocab_size]
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    logits_NV = softcap * torch.tanh(logits_NV / softcap)
-    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="sum")
+    logits = F.linear(hidden_ND, head_VD.to(hidden_ND.dtype))[:, :vocab_size]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    capped = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(capped, targets_N, ignore_index=IGNORE, reduction="sum")
 
 
 class SoftcapCrossEntropy(torch.autograd.Function):
@@ -139,21 +138,26 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The summed loss of a chunk and the gradients of its raw logits, to be compiled: one loop."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    capped_NV = torch.tanh(logits_NV[:, :vocab_size].to(wide) / softcap)
+    capped = torch.tanh(logits_NV[:, :vocab_size].to(wide) / softcap)  # V is padded, this is not
     is_target_N = targets_N != IGNORE
-    # |capped * softcap| <= softcap, so its exponentials need no maximum subtracted.
-    shift = softcap if softcap > LARGEST_CAP_WITHOUT_MAX else 0.0
-    exponentials_NV = torch.exp(capped_NV * softcap - shift)
-    totals_N = exponentials_NV.sum(dim=1)
-    safe_targets_N = targets_N.clamp_min(0)
-    picked_N = torch.tanh(logits_NV.gather(1, safe_targets_N[:, None])[:, 0].to(wide) / softcap)
-    losses_N = (totals_N.log() + shift - picked_N * softcap) * is_target_N
-    columns_V = torch.arange(vocab_size, device=logits_NV.device)
-    is_picked_NV = columns_V == safe_targets_N[:, None]
-    gradient_NV = exponentials_NV / totals_N[:, None] - is_picked_NV.to(wide)
-    gradient_NV = gradient_NV * (1.0 - capped_NV * capped_NV) * is_target_N[:, None]
+    shift = _shift(capped, softcap)
+    exponentials = torch.exp(capped * softcap - shift)
+    totals = exponentials.sum(dim=1, keepdim=True)
+    safe_targets = targets_N.clamp_min(0)[:, None]
+    picked = torch.tanh(logits_NV.gather(1, safe_targets).to(wide) / softcap)
+    losses_N = (totals.log() + shift - picked * softcap)[:, 0] * is_target_N
+    columns = torch.arange(vocab_size, device=logits_NV.device)
+    gradient = exponentials / totals - (columns == safe_targets).to(wide)
+    gradient = gradient * (1.0 - capped * capped) * is_target_N[:, None]
     padding = logits_NV.size(1) - vocab_size
-    return losses_N.sum(), F.pad(gradient_NV.to(logits_NV.dtype), (0, padding))
+    return losses_N.sum(), F.pad(gradient.to(logits_NV.dtype), (0, padding))
+
+
+def _shift(capped: Tensor, softcap: float) -> Tensor | float:
+    """What is taken off before exponentials: nothing where the cap alone keeps them finite."""
+    if softcap <= LARGEST_CAP_WITHOUT_MAX:
+        return 0.0
+    return capped.amax(dim=1, keepdim=True) * softcap
 
 
 def _loss_and_gradient_(
@@ -167,11 +171,14 @@ def _loss_and_gradient_(
         is_target = targets != IGNORE
         safe_targets = targets.clamp_min(0)[:, None]
         capped = part[:, :vocab_size].to(wide).div_(softcap).tanh_()
-        picked = capped.gather(1, safe_targets)[:, 0] * softcap
-        shift = softcap if softcap > LARGEST_CAP_WITHOUT_MAX else 0.0
-        exponentials = (capped * softcap).sub_(shift).exp_() if shift else (capped * softcap).exp_()
+        picked = capped.gather(1, safe_targets) * softcap
+        exponentials = capped * softcap
+        shift = _shift(capped, softcap)
+        if isinstance(shift, Tensor):
+            exponentials.sub_(shift)
+        exponentials.exp_()
         totals = exponentials.sum(dim=1, keepdim=True)
-        losses.append((totals[:, 0].log() + shift - picked).mul_(is_target).sum())
+        losses.append((totals.log() + shift - picked)[:, 0].mul_(is_target).sum())
         probabilities = exponentials.div_(totals)
         minus_one = probabilities.new_full((), -1.0).expand_as(safe_targets)
         probabilities.scatter_add_(1, safe_targets, minus_one)
