@@ -2,11 +2,11 @@
 plan.py, the stages
 
 Imports no torch, so that `nanochat pretrain --help` is instant.  None means automatic; the plan
-that a stage
-prints and saves says what was chosen and why.
+that a stage prints and saves says what was chosen and why.
 Read next: plan.py (which resolves them).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,15 +52,18 @@ class StageConfig(CommonOptions):
     """Steps between plain lines where the terminal cannot show live progress."""
 
     def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ConfigError("; ".join(problems))
+
+    def _problems(self) -> list[str]:
         problems = [
             f"{name} is {value}, expected at least {least}"
             for name, least in self._least().items()
             if (value := getattr(self, name)) is not None and value < least
         ]
-        if self.lr_scale <= 0:
+        if not 0.0 < self.lr_scale < math.inf:
             problems.append(f"lr_scale is {self.lr_scale}, expected more than 0")
-        if problems:
-            raise ConfigError("; ".join(problems))
+        return problems
 
     def _least(self) -> dict[str, int]:
         return {
@@ -108,6 +111,14 @@ class PretrainConfig(StageConfig):
     tokens_per_parameter: float = 12.0
     """Token budget: this times the weights of matrices and head."""
 
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if not 0.0 < self.tokens_per_parameter < math.inf:
+            problems.append(
+                f"tokens_per_parameter is {self.tokens_per_parameter}, expected more than 0"
+            )
+        return problems
+
     def _least(self) -> dict[str, int]:
         return super()._least() | {
             "vocab_size": 265,
@@ -140,6 +151,15 @@ class MidtrainConfig(StageConfig):
     """Characters of the built-in world's prose to mix from."""
     text_share: float = 0.3
     """Share of plain text among the tokens, so that what it taught is not forgotten."""
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if not 0.0 <= self.text_share < 1.0:
+            problems.append(f"text_share is {self.text_share}, expected 0 to less than 1")
+        return problems
+
+    def _least(self) -> dict[str, int]:
+        return super()._least() | {"num_conversations": 1, "num_epochs": 1, "world_chars": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

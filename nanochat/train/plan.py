@@ -114,7 +114,7 @@ def plan_pretrain(config: PretrainConfig, model_config: GPTConfig, hardware: Har
     batch_tokens = batch_rows * model_config.context_len
     num_steps = config.num_steps
     if num_steps is None:
-        num_steps = max(1, round(budget_tokens / batch_tokens))
+        num_steps = max(1, int(budget_tokens // batch_tokens))
         reasons["steps"] = (
             f"{config.tokens_per_parameter:g} tokens for each of {scaling:,} weights in matrices "
             "and head"
