@@ -1,0 +1,105 @@
+"""Numbers on a terminal and where there is none."""
+
+import io
+import re
+
+import pytest
+
+from nanochat.train.display import Display, format_duration
+
+
+class Terminal(io.StringIO):
+    """Text that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def row(step: int, **more: float) -> dict[str, float]:
+    return {
+        "step": step,
+        "loss": 3.14159,
+        "lr": 0.5,
+        "num_targets": 128,
+        "tokens_per_s": 12_345.6,
+        "mfu": 0.4321,
+        "memory_bytes": 3 * 2**30,
+        "eta_s": 185.0,
+        "elapsed_s": 1.0,
+        **more,
+    }
+
+
+@pytest.mark.req("FR-025", "FR-078")
+def test_plain_lines_now_and_then() -> None:
+    text = io.StringIO()
+    display = Display(stream=text, log_every=10)
+    display.note("a note with [brackets]")
+    display.start("pretrain", 25)
+    for step in range(1, 26):
+        display.step(row(step, **({"val_bpb": 1.2345} if step == 20 else {})))
+    display.stop()
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "a note with [brackets]"
+    assert [re.findall(r"step (\d+)/25", line) for line in lines[1:]] == [
+        ["1"],
+        ["10"],
+        ["20"],
+        ["25"],
+    ]
+    assert lines[1] == (
+        "pretrain step 1/25  loss 3.1416  lr x0.500  12,346 tok/s  mfu 43.2%  mem 3.0 GiB  eta 3:05"
+    )
+    assert "loss 3.1416  val bpb 1.2345  lr" in lines[3]
+    assert "\x1b" not in text.getvalue()
+
+
+@pytest.mark.req("FR-025", "FR-078")
+def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("NO_COLOR", "CI", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    text = Terminal()
+    display = Display(stream=text)
+    display.start("sft", 5)
+    for step in range(1, 6):
+        display.step(row(step))
+    display.stop()
+    display.stop()  # twice does no harm
+    written = text.getvalue()
+    assert "step 5/5" in written and "12,346 tok/s" in written and "eta 3:05" in written
+    assert "\x1b[2K" in written  # the line is taken away again
+    display.note("after")
+    assert text.getvalue().endswith("after\n")
+
+
+def test_quiet_is_quiet() -> None:
+    for text in (io.StringIO(), Terminal()):
+        display = Display(stream=text, is_quiet=True)
+        display.note("nothing")
+        display.start("sft", 2)
+        display.step(row(1))
+        display.stop()
+        assert text.getvalue() == ""
+
+
+def test_the_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Display().note("here")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "here\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (0.9, "0:00"),
+        (59, "0:59"),
+        (185, "3:05"),
+        (3723, "1:02:03"),
+        (90_000, "25:00:00"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
