@@ -84,13 +84,14 @@ def load(
     )
 
 
-def resolve(reference: str, home: Path | None = None) -> Path:
+def resolve(reference: str, home: Path | None = None, *, before: str | None = None) -> Path:
     """The checkpoint directory that a reference names.
 
+    A run alone stands for its last finished stage; with `before`, for the last one before that.
     Raises: CheckpointError if there is none, with the nearest run name.
     """
     as_path = Path(reference).expanduser()
-    if as_path.is_dir():
+    if reference and as_path.is_dir():
         return _checkpoint_in(as_path)
     match = re.fullmatch(r"(?P<run>[^/@]+)(/(?P<stage>[^/@]+))?(@(?P<step>\d+))?", reference)
     runs = home_dir(home) / "runs"
@@ -108,7 +109,7 @@ def resolve(reference: str, home: Path | None = None) -> Path:
             f"{runs}{nearest(reference, known)}: {there}"
         )
     directory = runs / match["run"]
-    stage = match["stage"] or _last_stage(directory)
+    stage = match["stage"] or _last_stage(directory, before)
     if not (directory / stage).is_dir():
         have = [name for name in STAGES if (directory / name).is_dir()]
         raise CheckpointError(
@@ -173,7 +174,7 @@ def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
 def _reference_tokenizer(path: Path) -> Path:
     candidates = [
         folder / "tokenizer" / "tokenizer.pkl"
-        for folder in (path.resolve().parents[1], path, path.parent)
+        for folder in (path.resolve().parent.parent, path, path.parent)
     ]
     candidates.append(path / "tokenizer.pkl")
     for candidate in candidates:
@@ -182,12 +183,12 @@ def _reference_tokenizer(path: Path) -> Path:
     raise CheckpointError(f"{path}: no tokenizer.pkl, looked for {', '.join(map(str, candidates))}")
 
 
-def _last_stage(directory: Path) -> str:
-    done = [stage for stage in STAGES if find_steps(directory / stage)]
+def _last_stage(directory: Path, before: str | None = None) -> str:
+    stages = STAGES[: STAGES.index(before)] if before else STAGES
+    done = [stage for stage in stages if find_steps(directory / stage)]
     if not done:
-        raise CheckpointError(
-            f"run {directory.name} has no finished checkpoint in {directory}: train it first"
-        )
+        what = f"stage before {before}" if before else "stage"
+        raise CheckpointError(f"run {directory.name} has no finished {what}: train it first")
     return done[-1]
 
 

@@ -8,6 +8,7 @@ Read next: stages.py, plan.py (plan_chat_stage).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanochat.batches.store import Store
 from nanochat.batches.stream import ConversationStream, validation_batches
@@ -46,9 +47,9 @@ def train_on_conversations(
     Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is
             named.
     """
-    path = resolve(config.model, config.home)
+    path = resolve(config.model, config.home, before=stage.name)
     checkpoint = read(path, with_optimizer=True)
-    directory = open_stage(config, config.run or _run_of(config.model), stage.name)
+    run = config.run or _run_of(config.model)
     tokenizer = checkpoint.tokenizer
     device = best_device(config.device)
     model = restore(checkpoint, str(path)).to(device)
@@ -70,6 +71,7 @@ def train_on_conversations(
     )
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)
+    directory = open_stage(config, run, stage.name)  # last: with --overwrite it deletes
 
     def validate() -> float:
         assert validation is not None, "validate is only handed on with validation text"
@@ -80,7 +82,7 @@ def train_on_conversations(
 
     work = StageWork(
         name=stage.name,
-        run=directory.parent.name,
+        run=run,
         model=model,
         tokenizer=tokenizer,
         optimizer=optimizer,
@@ -99,7 +101,7 @@ def _run_of(reference: str) -> str:
     Raises: ConfigError for a directory, which has none.
     """
     run = reference.split("@")[0].split("/")[0]
-    if not run or reference.startswith((".", "/", "~")):
+    if not run or Path(reference).expanduser().is_dir():
         raise ConfigError(f"model {reference!r} is a directory: name the run to write with --run")
     return run
 

@@ -47,10 +47,10 @@ def pretrain(
 ) -> Finished:
     """A base model trained from nothing on the documents of `train`."""
     run = config.run or f"d{config.depth}"
-    directory = open_stage(config, run, "pretrain")
     model_config = model_config_of(config, tokenizer.vocab_size)
     plan = plan_pretrain(config, model_config, hardware_of(config))
     device = best_device(config.device)
+    directory = open_stage(config, run, "pretrain")  # last: with --overwrite it deletes
     with torch.device(device):
         model = GPT(model_config)
     initialize(model, config.generation, config.seed)
