@@ -24,7 +24,13 @@ from nanochat.cli.demo import Config
 from nanochat.common.device import best_device, compute_dtype, machine_name
 from nanochat.corpus.files import ReadReport
 from nanochat.engine.engine import Engine
-from nanochat.evals.exam import Exam, exam_table, sample_conversations, take_exam
+from nanochat.evals.exam import (
+    Exam,
+    exam_table,
+    identity_and_memory,
+    sample_conversations,
+    take_exam,
+)
 from nanochat.evals.report import Report, StageReport, write_report
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import count_parameters
@@ -41,6 +47,9 @@ from nanochat.train.stages import Finished
 __all__ = ["OWN", "WORLD", "Recipe", "Story", "tell"]
 
 SAMPLE_CONVERSATIONS = 5
+STAGE_TITLES = {"pretrain": "Pretraining", "midtrain": "Mid-training", "sft": "Fine-tuning"}
+WORLD_CONVERSATIONS = 20_000  # for each stage: no demo gets through them twice
+PADDING_TOKENS = 16  # a row's share, where rows of similar length are computed together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +70,8 @@ class Recipe:
     sft_share: float
     midtrain_lr: float
     sft_lr: float
+    sft_rows: int
+    """Conversations per step of fine-tuning."""
     text_share: float
     """Of mid-training's tokens."""
     most_tokens: int | None
@@ -74,14 +85,15 @@ WORLD = Recipe(
     head_dim=64,
     context_len=256,
     vocab_size=1024,
-    batch_tokens=4096,
-    lr_scale=2.0,
-    pretrain_share=0.65,
-    midtrain_share=0.2,
+    batch_tokens=2048,
+    lr_scale=5.0,
+    pretrain_share=0.58,
+    midtrain_share=0.27,
     sft_share=0.15,
-    midtrain_lr=1.0,
-    sft_lr=1.0,
-    text_share=0.3,
+    midtrain_lr=3.0,
+    sft_lr=0.35,
+    sft_rows=64,
+    text_share=0.35,
     most_tokens=4_000_000,
 )
 
@@ -99,6 +111,7 @@ OWN = Recipe(
     sft_share=0.15,
     midtrain_lr=1.0,
     sft_lr=1.0,
+    sft_rows=32,
     text_share=0.2,
     most_tokens=None,
 )
@@ -177,8 +190,8 @@ class _Teller:
             seed = self.config.seed
             return (
                 Texts.from_world(PretrainConfig().world_chars, seed),
-                Chats.from_world("midtrain", 100_000, seed),
-                Chats.from_world("sft", 100_000, seed),
+                Chats.from_world("midtrain", WORLD_CONVERSATIONS, seed),
+                Chats.from_world("sft", WORLD_CONVERSATIONS, seed),
             )
         chats = Chats.from_files(self.config.chats)
         return Texts.from_files(self.config.text), chats, chats
@@ -220,11 +233,9 @@ class _Teller:
     def _model_config(self, tokenizer: Tokenizer) -> GPTConfig:
         return model_config_of(self._pretrain_config(None), tokenizer.vocab_size)
 
-    def _num_steps(self, share: float, speed: float, most_tokens: int | None = None) -> int:
-        tokens = self.recipe.minutes * 60 * share * speed
-        if most_tokens is not None:
-            tokens = min(tokens, most_tokens)
-        return max(1, int(tokens / self.recipe.batch_tokens))
+    def _num_steps(self, share: float, speed: float, step_tokens: float) -> int:
+        """Steps that fit into a share of the minutes, where each computes `step_tokens`."""
+        return max(1, int(self.recipe.minutes * 60 * share * speed / step_tokens))
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -248,7 +259,10 @@ class _Teller:
     ) -> Finished:
         why = "The model reads text and learns to say which token comes next: language, and facts."
         self.chapter("Pretraining", why)
-        steps = self._num_steps(self.recipe.pretrain_share, speed, self.recipe.most_tokens)
+        recipe = self.recipe
+        steps = self._num_steps(recipe.pretrain_share, speed, recipe.batch_tokens)
+        if recipe.most_tokens is not None:
+            steps = min(steps, recipe.most_tokens // recipe.batch_tokens)
         config = self._pretrain_config(steps)
         return self._told(why, pretrain(config, tokenizer, train, validation, self.display))
 
@@ -268,7 +282,7 @@ class _Teller:
         recipe = self.recipe
         config = MidtrainConfig(
             model=f"{self.config.run}/pretrain",
-            num_steps=self._num_steps(recipe.midtrain_share, speed),
+            num_steps=self._num_steps(recipe.midtrain_share, speed, recipe.batch_tokens),
             batch_tokens=recipe.batch_tokens,
             lr_scale=recipe.midtrain_lr,
             eval_tokens=65_536,
@@ -289,16 +303,20 @@ class _Teller:
         )
         self.chapter("Fine-tuning", why)
         recipe = self.recipe
+        store = self._conversations(chats, tokenizer)
+        row_tokens = min(
+            recipe.context_len, store.num_tokens / store.num_documents + PADDING_TOKENS
+        )
         config = SftConfig(
             model=f"{self.config.run}/midtrain",
-            num_steps=self._num_steps(recipe.sft_share, speed),
-            batch_tokens=recipe.batch_tokens,
+            num_steps=self._num_steps(recipe.sft_share, speed, recipe.sft_rows * row_tokens),
+            batch_tokens=recipe.sft_rows * recipe.context_len,
+            device_batch_rows=32,
             lr_scale=recipe.sft_lr,
             eval_tokens=65_536,
             compile="off",
             **self.common,
         )
-        store = self._conversations(chats, tokenizer)
         return self._told(why, sft(config, store, validation, self.display))
 
     def _conversations(self, chats: Chats, tokenizer: Tokenizer) -> TokenStore:
@@ -316,7 +334,12 @@ class _Teller:
             if name != "reasons"
         ]
         self.stages.append(
-            StageReport(name=finished.stage, why=why, plan_lines=lines, metrics=finished.metrics)
+            StageReport(
+                name=STAGE_TITLES[finished.stage],
+                why=why,
+                plan_lines=lines,
+                metrics=finished.metrics,
+            )
         )
         return finished
 
@@ -340,9 +363,10 @@ class _Teller:
     ) -> Path:
         last = finished[-1]
         engine = self._engine(last)
-        samples = sample_conversations(
-            engine, last.tokenizer, chats.conversations("validation", None), SAMPLE_CONVERSATIONS
-        )
+        held_out = chats.conversations("validation", None)
+        samples = sample_conversations(engine, last.tokenizer, held_out, SAMPLE_CONVERSATIONS)
+        if self.is_world:
+            samples = [*identity_and_memory(engine, last.tokenizer), *samples]
         parameters = count_parameters(last.model.config).total
         facts = [
             ("wall time", format_duration(time.monotonic() - self.start_s)),
@@ -365,6 +389,11 @@ class _Teller:
                 exam_after=after,
                 conversations=samples,
                 facts=facts,
+                commands=[
+                    ("talk to it in the terminal", f"nanochat chat {self.config.run}"),
+                    ("serve it with a chat page", f"nanochat serve {self.config.run}"),
+                    ("continue a text", f"nanochat generate {self.config.run}/pretrain -p TEXT"),
+                ],
             ),
         )
         return path

@@ -46,6 +46,7 @@ class Verb:
 
 
 VERBS = (
+    Verb("demo", "start here", "the whole story in minutes, then a chat in the browser"),
     Verb("doctor", "start here", "what this machine can do, what is missing, what to do about it"),
     Verb("tokenizer train", "the vocabulary", "learn a vocabulary from text files"),
     Verb("tokenizer encode", "the vocabulary", "show how a text is cut into tokens"),

@@ -86,7 +86,7 @@ class PretrainConfig(StageConfig):
     data: tuple[str, ...] = ()
     """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the
     built-in world."""
-    world_chars: int = 6_000_000
+    world_chars: int = 8_000_000
     """Characters of the built-in world, where --data is not given."""
     val_data: tuple[str, ...] = ()
     """Validation text. None: a hundredth of the documents of --data, chosen by their content."""

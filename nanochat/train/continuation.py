@@ -23,7 +23,7 @@ from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
 from nanochat.train.stages import Finished, StageWork, hardware_of, open_stage, train_stage
 
-__all__ = ["ChatStage", "train_on_conversations"]
+__all__ = ["ChatStage", "epochs_of", "train_on_conversations"]
 
 VALIDATION_ROWS = 8
 
@@ -37,6 +37,11 @@ class ChatStage:
     is_padded: bool
     stream: Callable[[int], ConversationStream]
     """The rows, for a context length."""
+
+
+def epochs_of(config: MidtrainConfig) -> int | None:
+    """Times through the conversations; None, as often as it takes, where the steps are given."""
+    return config.num_epochs if config.num_steps is None else None
 
 
 def train_on_conversations(

@@ -13,7 +13,7 @@ Read next: sft.py (the same start, other rows, other mask).
 from nanochat.batches.store import Store
 from nanochat.batches.stream import ConversationStream
 from nanochat.train.config import MidtrainConfig
-from nanochat.train.continuation import ChatStage, train_on_conversations
+from nanochat.train.continuation import ChatStage, epochs_of, train_on_conversations
 from nanochat.train.display import Display
 from nanochat.train.stages import Finished
 
@@ -34,7 +34,7 @@ def midtrain(
         decay_fraction=DECAY_FRACTION,
         is_padded=False,
         stream=lambda context_len: ConversationStream(
-            chats, context_len, seed=config.seed, is_masked=False, num_epochs=config.num_epochs
+            chats, context_len, seed=config.seed, is_masked=False, num_epochs=epochs_of(config)
         ),
     )
     return train_on_conversations(config, stage, validation, display)

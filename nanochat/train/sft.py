@@ -13,7 +13,7 @@ Read next: continuation.py (how a stage goes on from another).
 from nanochat.batches.store import Store
 from nanochat.batches.stream import ConversationStream
 from nanochat.train.config import SftConfig
-from nanochat.train.continuation import ChatStage, train_on_conversations
+from nanochat.train.continuation import ChatStage, epochs_of, train_on_conversations
 from nanochat.train.display import Display
 from nanochat.train.stages import Finished
 
@@ -33,7 +33,7 @@ def sft(config: SftConfig, chats: Store, validation: Store | None, display: Disp
         decay_fraction=DECAY_FRACTION,
         is_padded=True,
         stream=lambda context_len: ConversationStream(
-            chats, context_len, seed=config.seed, layout="padded", num_epochs=config.num_epochs
+            chats, context_len, seed=config.seed, layout="padded", num_epochs=epochs_of(config)
         ),
     )
     return train_on_conversations(config, stage, validation, display)
