@@ -15,6 +15,7 @@ Written to a temporary sibling, flushed, renamed: what has no valid manifest doe
 Read next: resolve.py (names -> directories), reference.py (karpathy/nanochat's files).
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import nanochat
-from nanochat.common.errors import CheckpointError
+from nanochat.common.errors import CheckpointError, ConfigError, TokenizerError
 from nanochat.common.files import read_json, sha256_of_file, write_json_atomically
 from nanochat.model.config import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 __all__ = ["FORMAT_VERSION", "Checkpoint", "find_steps", "load_checkpoint", "save_checkpoint"]
 
 FORMAT_VERSION = 1
+OPTIMIZER = "optimizer.safetensors"
+REQUIRED = ("config.json", "model.safetensors", "state.json", "tokenizer/tokenizer.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,20 +68,21 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         (temporary / "tokenizer").mkdir(parents=True)
         write_json_atomically(temporary / "config.json", checkpoint.config.to_json())
-        save_file(_plain(checkpoint.weights), temporary / "model.safetensors")
+        _save_tensors(checkpoint.weights, temporary / "model.safetensors")
         if checkpoint.optimizer is not None:
-            save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
+            _save_tensors(checkpoint.optimizer, temporary / OPTIMIZER)
         write_json_atomically(temporary / "state.json", dict(checkpoint.state))
         checkpoint.tokenizer.save(temporary / "tokenizer" / "tokenizer.json")
         write_json_atomically(temporary / "manifest.json", _manifest(temporary, checkpoint))
         _flush(temporary)
         temporary.rename(directory)
         _flush_directory(directory.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{directory}: not saved, {error}; earlier checkpoints are untouched"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # once renamed, there is none
 
 
 def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpoint:
@@ -87,21 +91,16 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpo
 
     Raises: CheckpointError naming the file and the reason.
     """
-    manifest = _read(directory / "manifest.json")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{directory}: format version {manifest.get('format_version')}, this nanochat reads "
-            f"{FORMAT_VERSION}"
-        )
+    manifest = _read_manifest(directory / "manifest.json")
     for name, entry in manifest["files"].items():
         _verify(directory / name, entry)
-    optimizer = directory / "optimizer.safetensors"
+    has_optimizer = OPTIMIZER in manifest["files"]
     return Checkpoint(
-        config=GPTConfig.from_json(_read(directory / "config.json")),
+        config=_read_config(directory / "config.json"),
         weights=_tensors(directory / "model.safetensors"),
-        tokenizer=Tokenizer.load(directory / "tokenizer" / "tokenizer.json"),
-        optimizer=_tensors(optimizer) if with_optimizer and optimizer.is_file() else None,
-        state=_read(directory / "state.json"),
+        tokenizer=_read_tokenizer(directory / "tokenizer" / "tokenizer.json", manifest),
+        optimizer=_tensors(directory / OPTIMIZER) if with_optimizer and has_optimizer else None,
+        state=_read_state(directory / "state.json"),
     )
 
 
@@ -138,6 +137,11 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file(_plain(tensors), path)
+    shutil.copymode(path.parent / "config.json", path)  # safetensors makes its files private
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -148,21 +152,66 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:  # both name the file
+        raise CheckpointError(str(error)) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
+        raise CheckpointError(f"{path} is a {type(value).__name__}, expected a JSON object")
     return value
 
 
-def _verify(path: Path, entry: Mapping[str, Any]) -> None:
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = _read(path)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version!r}, this nanochat reads {FORMAT_VERSION}: the "
+            "checkpoint was written by another version"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path}: files is {files!r}, expected sizes and hashes by name")
+    if missing := [name for name in REQUIRED if name not in files]:
+        raise CheckpointError(f"{path}: lists no {missing[0]}, expected {', '.join(REQUIRED)}")
+    return manifest
+
+
+def _read_config(path: Path) -> GPTConfig:
+    try:
+        return GPTConfig.from_json(_read(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = _read(path)
+    for name, kind in (("stage", str), ("step", int), ("batch_tokens", int)):
+        if not isinstance(state.get(name, kind()), kind):
+            raise CheckpointError(f"{path}: {name} is {state[name]!r}, expected {kind.__name__}")
+    return state
+
+
+def _read_tokenizer(path: Path, manifest: Mapping[str, Any]) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(path)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from error  # it names the file
+    if tokenizer.content_hash != manifest.get("tokenizer_hash"):
+        raise CheckpointError(
+            f"{path}: the tokenizer is another one ({tokenizer.content_hash[:12]}) than the "
+            f"manifest's ({str(manifest.get('tokenizer_hash'))[:12]})"
+        )
+    return tokenizer
+
+
+def _verify(path: Path, entry: object) -> None:
+    expected = entry if isinstance(entry, dict) else {}
     if not path.is_file():
         raise CheckpointError(f"{path}: missing, though the manifest lists it")
-    if path.stat().st_size != entry["bytes"]:
+    if path.stat().st_size != expected.get("bytes"):
         raise CheckpointError(
-            f"{path}: {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+            f"{path}: {path.stat().st_size} bytes, the manifest says {expected.get('bytes')}"
         )
-    if sha256_of_file(path) != entry["sha256"]:
+    if sha256_of_file(path) != expected.get("sha256"):
         raise CheckpointError(
             f"{path}: its SHA-256 differs from the manifest: the file was changed or damaged"
         )
@@ -178,8 +227,9 @@ def _flush(directory: Path) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # some file systems refuse to sync a directory
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat.common.errors import CheckpointError
+from nanochat.common.errors import CheckpointError, ConfigError
 from nanochat.model.config import GENERATIONS, Generation, GPTConfig, windows_from_pattern
 
 __all__ = [
@@ -113,34 +113,32 @@ def load_config(meta_path: Path, weights: Mapping[str, Tensor]) -> GPTConfig:
     Raises: CheckpointError if meta is damaged or contradicts the tensors.
     """
     try:
-        raw: dict[str, Any] = json.loads(meta_path.read_text())["model_config"]
-        num_layers, model_dim, num_heads = (
-            int(raw["n_layer"]),
-            int(raw["n_embd"]),
-            int(raw["n_head"]),
-        )
-        context_len, vocab_size = int(raw["sequence_len"]), int(raw["vocab_size"])
-        num_kv_heads = int(raw["n_kv_head"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raw: dict[str, Any] = json.loads(meta_path.read_text(encoding="utf-8"))["model_config"]
+        sizes: dict[str, Any] = {ours: int(raw[theirs]) for ours, theirs in _SIZES.items()}
+        pattern = str(raw.get("window_pattern", "L"))
+        head_dim = sizes["model_dim"] // sizes["num_heads"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{meta_path}: model_config is missing or damaged ({error})"
+            f"{meta_path}: model_config is missing or damaged ({error!r})"
         ) from error
     generation = detect_generation(weights, str(meta_path))
-    rows = weights["transformer.wte.weight"].size(0)
-    config = GPTConfig(
-        num_layers=num_layers,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=model_dim // num_heads,
-        vocab_size=vocab_size,
-        context_len=context_len,
-        windows=windows_from_pattern(
-            str(raw.get("window_pattern", "L")), num_layers, context_len, generation
-        ),
-        vocab_padding=1 if rows == vocab_size else 64,
-        **GENERATIONS[generation],
-    )
+    table = weights.get("transformer.wte.weight")
+    rows = 0 if table is None else table.size(0)
+    num_layers, vocab_size = sizes["num_layers"], sizes["vocab_size"]
+    if num_layers > len(weights):  # before anything of that size is made
+        raise CheckpointError(
+            f"{meta_path}: {len(weights)} tensors cannot be the {num_layers} layers it says"
+        )
+    try:
+        config = GPTConfig(
+            **sizes,
+            head_dim=head_dim,
+            windows=windows_from_pattern(pattern, num_layers, sizes["context_len"], generation),
+            vocab_padding=1 if rows == vocab_size else 64,
+            **GENERATIONS[generation],
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{meta_path}: {error}") from error
     if config.padded_vocab_size != rows:
         raise CheckpointError(
             f"{meta_path}: vocab_size {vocab_size} does not fit {rows} rows of transformer.wte"
@@ -152,12 +150,10 @@ def load_optimizer(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     """The moments of an optim_*.pt by our names: `<name>/first`, `<name>/second`, and `num_steps`.
 
     AdamW's first and second moments, Muon's momentum and variance.  The file knows its tensors by
-    number only;
-    the order of `weights`, as load_weights gives those of the same step, says which number is
-    whose.
+    number only; the order of `weights`, as load_weights gives those of the same step, says which
+    number is whose.
     Raises: CheckpointError if the file is damaged, holds code, was written by V1 or V2 (whose
-            optimizers were
-            others) or by one of several ranks, or does not fit the weights.
+            optimizers were others) or by one of several ranks, or does not fit the weights.
     Source: karpathy/nanochat GPT.setup_optimizer at 2f09686 (V3), 6ed7d1d (V4), 92d63d4 (V5).
     """
     generation = detect_generation(weights, str(path))
@@ -201,6 +197,14 @@ def name_of(reference_name: str) -> str:
     raise CheckpointError(f"tensor {reference_name} has no place in any of the five generations")
 
 
+_SIZES = {
+    "num_layers": "n_layer",
+    "model_dim": "n_embd",
+    "num_heads": "n_head",
+    "num_kv_heads": "n_kv_head",
+    "vocab_size": "vocab_size",
+    "context_len": "sequence_len",
+}
 _PLAIN = {
     "transformer.wte.weight": "embedding.weight",
     "lm_head.weight": "head.weight",
@@ -232,8 +236,7 @@ def _load_plain(path: Path) -> Any:
 
 
 def _optimizer_groups(weights: Mapping[str, Tensor]) -> list[list[str]]:
-    """Reference names in the order of the optimizer's numbers: AdamW's groups, then Muon's by
-    shape."""
+    """Reference names as the optimizer numbers them: AdamW's groups, then Muon's by shape."""
     matrices = [name for name in weights if name.startswith("transformer.h.")]
     scalars = [
         name for name in ("smear_gate.weight", "smear_lambda", "backout_lambda") if name in weights
@@ -302,9 +305,7 @@ def _moment(state: Mapping[str, Any], key: str, shape: tuple[int, ...], where: s
 
 def _num_steps(states: Mapping[int, Any], path: Path) -> Tensor:
     """AdamW counts its steps in every state; Muon does not."""
-    steps = {int(state["step"]) for state in states.values() if "step" in state}
-    if len(steps) != 1:
-        raise CheckpointError(
-            f"{path}: its tensors have made {sorted(steps)} steps, expected one number"
-        )
+    steps = {state["step"] for state in states.values() if "step" in state}
+    if len(steps) != 1 or not all(isinstance(step, int) for step in steps):
+        raise CheckpointError(f"{path}: its tensors have made {steps} steps, expected one number")
     return torch.tensor(steps.pop())

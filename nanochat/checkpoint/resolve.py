@@ -18,6 +18,7 @@ from nanochat.checkpoint.format import Checkpoint, find_steps, load_checkpoint
 from nanochat.common.config import nearest
 from nanochat.common.errors import CheckpointError
 from nanochat.common.files import home_dir
+from nanochat.model.cost import count_parameters
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.reference import load_reference_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -131,6 +132,10 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
             f"{where}: the tokenizer has {checkpoint.tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}"
         )
+    # Before anything is made of a size that only the config claims.
+    claimed, held = count_parameters(config).total, _num_weights(checkpoint)
+    if claimed > 2 * held:
+        raise CheckpointError(f"{where}: the config is for {claimed:,} weights, it holds {held:,}")
     with torch.device("meta"):
         model = GPT(config)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -169,6 +174,10 @@ def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         tokenizer=load_reference_tokenizer(_reference_tokenizer(path)),
         state={"stage": stage.get(kind, "pretrain"), "step": files.step},
     )
+
+
+def _num_weights(checkpoint: Checkpoint) -> int:
+    return sum(tensor.numel() for tensor in checkpoint.weights.values())
 
 
 def _reference_tokenizer(path: Path) -> Path:

@@ -22,6 +22,7 @@ from nanochat.model.layers import MLP, Linear, RotaryTable, mix, rms_norm
 
 __all__ = ["GPT", "Block"]
 
+LARGEST_FIRST_TABLE = 2**16  # positions; a longer context's table grows when it is used
 NO_TOKEN = -1  # in previous_B: this row has no token before its first one
 
 
@@ -74,7 +75,7 @@ class GPT(nn.Module):
         self.rotary = RotaryTable(
             config.head_dim,
             config.rope_base,
-            config.context_len,
+            min(config.context_len, LARGEST_FIRST_TABLE),
             round_to_bfloat16=config.rope_dtype == "bfloat16",
         )
 
