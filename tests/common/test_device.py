@@ -110,6 +110,12 @@ def test_memory_in_use_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (peak_memory_bytes(CUDA), total_memory_bytes(CUDA)) == (123, 456)
 
 
+def test_a_mac_counts_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(module.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=789))
+    assert peak_memory_bytes(CPU) == 789
+
+
 def test_machines_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{torch.get_num_threads()} threads" in machine_name(CPU)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
