@@ -1,4 +1,5 @@
-"""nanochat: text in at one end, a chat out at the other.  The folder list is the path a token takes.
+"""nanochat: text in at one end, a chat out at the other.  The folder list is the path a token
+takes.
 
 Importing this package does not import torch.
 """

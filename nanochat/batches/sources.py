@@ -33,7 +33,7 @@ from nanochat.corpus.split import Split, SplitRule
 from nanochat.tokenizer.chat import render_training
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Chats", "Texts", "chat_store", "mixed", "text_stores"]
+__all__ = ["Chats", "Part", "Texts", "chat_store", "mixed", "text_stores"]
 
 WORLD_VERSION = 1  # raised when the built-in world writes other texts from the same seed
 WORLD_VALIDATION_CHARS = 200_000

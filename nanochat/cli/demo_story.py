@@ -6,6 +6,7 @@ machine.
 Read next: train/pretrain.py, train/midtrain.py, train/sft.py.
 """
 
+import itertools
 import json
 import platform
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
+from nanochat.batches.sources import Chats, Part, Texts, chat_store, mixed, text_stores
 from nanochat.batches.store import TokenStore
 from nanochat.checkpoint.resolve import load, run_directory
 from nanochat.cli.demo import Config
@@ -47,7 +48,10 @@ from nanochat.train.stages import Finished
 __all__ = ["OWN", "WORLD", "Recipe", "Story", "tell"]
 
 SAMPLE_CONVERSATIONS = 5
+PARTS: tuple[Part, ...] = ("validation", "train")
 STAGE_TITLES = {"pretrain": "Pretraining", "midtrain": "Mid-training", "sft": "Fine-tuning"}
+WORLD_CHARS = 8_000_000
+EVAL_TOKENS = 65_536
 WORLD_CONVERSATIONS = 20_000  # for each stage: no demo gets through them twice
 PADDING_TOKENS = 16  # a row's share, where rows of similar length are computed together
 
@@ -189,7 +193,7 @@ class _Teller:
         if self.is_world:
             seed = self.config.seed
             return (
-                Texts.from_world(PretrainConfig().world_chars, seed),
+                Texts.from_world(WORLD_CHARS, seed),
                 Chats.from_world("midtrain", WORLD_CONVERSATIONS, seed),
                 Chats.from_world("sft", WORLD_CONVERSATIONS, seed),
             )
@@ -250,7 +254,7 @@ class _Teller:
             lr_scale=recipe.lr_scale,
             num_steps=num_steps,
             compile="off" if self.is_world else "auto",
-            eval_tokens=65_536,
+            eval_tokens=EVAL_TOKENS,
             **self.common,
         )
 
@@ -285,7 +289,7 @@ class _Teller:
             num_steps=self._num_steps(recipe.midtrain_share, speed, recipe.batch_tokens),
             batch_tokens=recipe.batch_tokens,
             lr_scale=recipe.midtrain_lr,
-            eval_tokens=65_536,
+            eval_tokens=EVAL_TOKENS,
             compile="off",
             num_epochs=1,
             **self.common,
@@ -313,7 +317,7 @@ class _Teller:
             batch_tokens=recipe.sft_rows * recipe.context_len,
             device_batch_rows=32,
             lr_scale=recipe.sft_lr,
-            eval_tokens=65_536,
+            eval_tokens=EVAL_TOKENS,
             compile="off",
             **self.common,
         )
@@ -363,7 +367,8 @@ class _Teller:
     ) -> Path:
         last = finished[-1]
         engine = self._engine(last)
-        held_out = chats.conversations("validation", None)
+        # Held-out conversations first; a small collection holds out fewer than are shown.
+        held_out = itertools.chain(*(chats.conversations(part, None) for part in PARTS))
         samples = sample_conversations(engine, last.tokenizer, held_out, SAMPLE_CONVERSATIONS)
         if self.is_world:
             samples = [*identity_and_memory(engine, last.tokenizer), *samples]

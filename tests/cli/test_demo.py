@@ -1,0 +1,108 @@
+"""nanochat demo: the story end to end, small, on the built-in world and on one's own text."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.checkpoint.resolve import load
+from nanochat.cli import demo, demo_story, serve
+from nanochat.cli.main import main
+from nanochat.common.errors import ConfigError
+from nanochat.evals.exam import Exam
+
+pytestmark = pytest.mark.req("US-3", "SC-003", "FR-021", "FR-022", "FR-023", "FR-043", "FR-078")
+
+SMALL: dict[str, Any] = {
+    "minutes": 0.02,
+    "depth": 1,
+    "aspect_ratio": 32,
+    "head_dim": 16,
+    "context_len": 256,
+    "batch_tokens": 512,
+    "sft_rows": 4,
+    "most_tokens": 2048,
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo of seconds: the recipes shrunk, a few texts, the first nine questions."""
+    monkeypatch.setattr(demo_story, "WORLD", dataclasses.replace(demo_story.WORLD, **SMALL))
+    own = dataclasses.replace(demo_story.OWN, **SMALL | {"vocab_size": 300})
+    monkeypatch.setattr(demo_story, "OWN", own)
+    monkeypatch.setattr(demo_story, "WORLD_CHARS", 60_000)
+    monkeypatch.setattr(demo_story, "WORLD_CONVERSATIONS", 200)
+    monkeypatch.setattr(demo_story, "EVAL_TOKENS", 512)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_built_in_world_needs_no_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    exams: list[Exam] = []
+
+    def fast_exam(engine: object, tokenizer: object) -> Exam:
+        exams.append(Exam.from_replies(["I am nanochat."] * 322))
+        return exams[-1]
+
+    monkeypatch.setattr(demo_story, "take_exam", fast_exam)
+    assert main(["demo", "--no-serve", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert set(result) == {"wall_s", "held_out_correct", "held_out_total", "run", "report"}
+    assert result["held_out_total"] == 322 and len(exams) == 2, "before and after fine-tuning"
+    for word in ("The vocabulary", "Pretraining", "Mid-training", "Fine-tuning", "guesser"):
+        assert word in captured.err
+    run = home / "runs" / "demo"
+    assert {path.name for path in run.iterdir()} == {"pretrain", "midtrain", "sft", "report.html"}
+    page = Path(result["report"]).read_text()
+    assert "<svg" in page and "addition" in page
+    loaded = load("demo", home=home)
+    assert loaded.stage == "sft" and loaded.is_chat
+    assert main(["demo", "--no-serve"]) == 0, "a second demo replaces the first"
+
+
+@pytest.mark.usefixtures("small")
+def test_ones_own_text_and_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "books"
+    text.mkdir()
+    for number in range(12):
+        lines = [
+            f"The river {number} ran past the mill, and the mill turned {n} times.\n\n"
+            for n in range(30)
+        ]
+        (text / f"{number}.txt").write_text("".join(lines))
+    chats = tmp_path / "chats.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": f"It is {n}."},
+            ]
+        }
+        for n in range(150)
+    ]
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    served: list[serve.Config] = []
+    monkeypatch.setattr(serve, "run", lambda config: served.append(config) or 0)
+    argv = ["demo", "--text", str(text), "--chats", str(chats), "--minutes", "0.1", "--run", "own"]
+    assert main([*argv, "--json", "--port", "8123", "--no-open"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["held_out_total"] is None and result["run"] == "own"
+    page = Path(result["report"]).read_text()
+    assert page.count("What is ") >= 5, "five sample conversations"
+    assert "validation bpb" in page
+    assert [(config.model, config.port, config.open) for config in served] == [("own", 8123, False)]
+
+
+@pytest.mark.req("EC-3")
+def test_half_a_story_of_ones_own_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--text is given without --chats"):
+        demo.Config(text=("a.txt",))
+    with pytest.raises(ConfigError, match="minutes is 0, expected"):
+        demo.Config(minutes=0)
