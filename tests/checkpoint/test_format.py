@@ -160,6 +160,31 @@ def test_what_is_interrupted_never_existed(
     assert list(find_steps(saved.parents[1])) == [5, 6]
 
 
+@pytest.mark.req("FR-045", "FR-047")
+def test_it_appears_in_one_step(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the renaming nothing is there, at the renaming everything is, on the disk."""
+    directory = tmp_path / "step_000001"
+    synced: set[int] = set()
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.add(os.fstat(file).st_ino), fsync(file))[1]
+    )
+
+    def rename(source: Path, target: Path) -> Path:
+        assert target == directory and not directory.exists()
+        assert tuple(files_of(source)) == FILES
+        parts = [source, *source.rglob("*")]
+        assert {part.stat().st_ino for part in parts} <= synced
+        raise OSError("the power is gone")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(CheckpointError, match="not saved, the power is gone"):
+        save_checkpoint(directory, checkpoint)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.req("FR-045")
 def test_what_a_killed_process_left_is_in_nobodys_way(
     tmp_path: Path, checkpoint: Checkpoint
