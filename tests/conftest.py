@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# One thread for each torch, here and in the processes started: two on a shared machine wait for each
-# other, and tests take ten times as long.
+# One thread for each torch, here and in the processes started: two on a shared machine wait for
+# each other, and tests take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

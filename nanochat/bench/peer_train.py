@@ -21,7 +21,7 @@ __all__ = ["main"]
 def main(setting: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Losses and seconds of each step; the first run also writes the weights that all start
     from."""
-    from nanochat.gpt import GPT, GPTConfig  # type: ignore[attr-defined, import-not-found, unused-ignore]
+    from nanochat.gpt import GPT, GPTConfig  # type: ignore[attr-defined, import-not-found, import-untyped, unused-ignore]
 
     torch.manual_seed(setting["seed"])
     model = GPT(GPTConfig(**setting["config"]))

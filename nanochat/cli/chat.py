@@ -115,6 +115,7 @@ class Chat:
 
     @temperature.setter
     def temperature(self, value: float) -> None:
+        """Takes effect with the next answer."""
         self.sampling = replace(self.sampling, temperature=value)
 
     def clear(self) -> None:
