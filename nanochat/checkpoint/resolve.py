@@ -149,10 +149,8 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
             f"{where}: {len(names)} tensors do not fit the config, such as {first}: "
             f"expected {wanted.get(first, 'none')}, found {found.get(first, 'none')}"
         )
-    model = GPT(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(checkpoint.weights[name])
+    weights = {name: tensor.float() for name, tensor in checkpoint.weights.items()}
+    model.load_state_dict(weights, assign=True)  # no second copy, no first weights made for nothing
     return model
 
 

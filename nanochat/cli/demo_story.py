@@ -151,6 +151,7 @@ class _Teller:
         self.start_s = time.monotonic()
         self.directory = run_directory(config.home, config.run)
         self.stages: list[StageReport] = []
+        self.val_bpb: float | None = None  # after the last stage, on the same rows for all
         self.common: dict[str, Any] = {
             "home": config.home,
             "run": config.run,
@@ -337,12 +338,15 @@ class _Teller:
             for name, value in plan.items()
             if name != "reasons"
         ]
+        before = self.val_bpb
+        self.val_bpb = finished.val_bpb
         self.stages.append(
             StageReport(
                 name=STAGE_TITLES[finished.stage],
                 why=why,
                 plan_lines=lines,
                 metrics=finished.metrics,
+                val_bpb_before=before,
             )
         )
         return finished

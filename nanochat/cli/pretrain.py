@@ -8,9 +8,14 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat.corpus.files import ReadReport
 from nanochat.train.config import PretrainConfig as Config
+
+if TYPE_CHECKING:
+    from nanochat.batches.sources import Texts
+    from nanochat.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Config", "run"]
 
@@ -55,7 +60,7 @@ def run(config: Config) -> int:
     return 0
 
 
-def _tokenizer(config: Config, texts):  # type: ignore[no-untyped-def]
+def _tokenizer(config: Config, texts: "Texts") -> "Tokenizer":
     """The one named, or one trained on the text, kept beside the run's stages."""
     from nanochat.tokenizer.load import load_tokenizer
     from nanochat.tokenizer.train import train_tokenizer

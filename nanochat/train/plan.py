@@ -21,8 +21,8 @@ __all__ = ["Hardware", "Plan", "plan_chat_stage", "plan_pretrain"]
 
 REFERENCE_BATCH_TOKENS = (
     2**19
-)  # the batch at which learning rates and decay were tuned, at depth 12
-REFERENCE_SCALING_PARAMETERS = 110_100_912  # matrices and head of depth 12 at 32,768 entries
+)  # the batch at which learning rates and decay were tuned, at REFERENCE_DEPTH
+REFERENCE_DEPTH = 12
 MUON_WEIGHT_DECAY = 0.28
 CPU_BATCH_TOKENS = (
     16_384  # on a CPU many small steps beat few large ones (karpathy/nanochat runs/runcpu.sh)
@@ -106,7 +106,7 @@ def plan_pretrain(config: PretrainConfig, model_config: GPTConfig, hardware: Har
     reasons: dict[str, str] = {}
     scaling = count_parameters(model_config).scaling
     budget_tokens = config.tokens_per_parameter * scaling
-    reference_budget = config.tokens_per_parameter * REFERENCE_SCALING_PARAMETERS
+    reference_budget = config.tokens_per_parameter * _reference_scaling(config, model_config)
     batch_tokens = config.batch_tokens or _batch_tokens(
         budget_tokens, reference_budget, hardware, reasons
     )
@@ -131,6 +131,20 @@ def plan_pretrain(config: PretrainConfig, model_config: GPTConfig, hardware: Har
     return _finish(
         config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons
     )
+
+
+def _reference_scaling(config: PretrainConfig, model_config: GPTConfig) -> int:
+    """Matrices and head of the depth at which rates and decay were tuned, at this vocabulary."""
+    reference = GPTConfig.from_depth(
+        REFERENCE_DEPTH,
+        vocab_size=model_config.vocab_size,
+        context_len=model_config.context_len,
+        head_dim=config.head_dim,
+        aspect_ratio=config.aspect_ratio,
+        window_pattern="L",
+        generation=config.generation,
+    )
+    return count_parameters(reference).scaling
 
 
 def plan_chat_stage(
@@ -161,7 +175,8 @@ def plan_chat_stage(
         peak_lr=CHAT_LR * config.lr_scale,
         decay_fraction=decay_fraction,
         final_lr=0.0,
-        momentum=(0.95, 0.95, 0.95),
+        momentum_warmup_steps=300,
+        momentum=(0.85, 0.95, 0.95),
     )
     return _finish(
         config, model_config, hardware, schedule, batch_rows, math.sqrt(batch_ratio), reasons

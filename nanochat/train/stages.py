@@ -15,7 +15,7 @@ import torch
 
 import nanochat
 from nanochat.checkpoint.format import Checkpoint, find_steps, save_checkpoint
-from nanochat.checkpoint.resolve import run_directory
+from nanochat.checkpoint.resolve import STAGES, run_directory
 from nanochat.common.config import to_json_dict
 from nanochat.common.device import best_device, find_compiler, total_memory_bytes
 from nanochat.common.errors import ConfigError
@@ -76,7 +76,7 @@ def hardware_of(config: StageConfig) -> Hardware:
 
 
 def open_stage(config: StageConfig, run: str, stage: str) -> Path:
-    """The stage's directory, empty.
+    """The stage's directory, empty; with --overwrite the stages that went on from it go with it.
 
     Raises: ConfigError if it has a finished checkpoint and --overwrite was not given.
     """
@@ -86,7 +86,8 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
             raise ConfigError(
                 f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
             )
-        shutil.rmtree(directory)
+        for later in STAGES[STAGES.index(stage) :]:
+            shutil.rmtree(directory.with_name(later), ignore_errors=True)
     (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     (directory / "metrics.jsonl").unlink(missing_ok=True)
     return directory

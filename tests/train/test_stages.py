@@ -330,6 +330,9 @@ def test_a_finished_stage_is_not_overwritten_by_accident(corpora: Corpora, home:
     assert tuned.checkpoint.is_dir()
     anew = sft(dataclasses.replace(tune, overwrite=True), chats, None, QUIET)
     assert state_of(anew)["parent"] == str(second.checkpoint)  # not the sft it replaces
+    # a new base leaves no fine-tuning of the old one behind, which the run's name would stand for
+    pretrain(again, tokenizer, train, validation, QUIET)
+    assert not anew.checkpoint.exists()
 
 
 def test_an_unfinished_stage_begins_anew(corpora: Corpora, home: Path) -> None:
