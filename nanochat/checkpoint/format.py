@@ -19,7 +19,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,17 @@ from nanochat.common.files import read_json, sha256_of_file, write_json_atomical
 from nanochat.model.config import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "find_steps", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "checkpoints_in",
+    "find_steps",
+    "load_checkpoint",
+    "newest_valid",
+    "save_checkpoint",
+    "step_path",
+    "verify_checkpoint",
+]
 
 FORMAT_VERSION = 1
 OPTIMIZER = "optimizer.safetensors"
@@ -104,15 +114,52 @@ def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpo
     )
 
 
+def verify_checkpoint(directory: Path) -> None:
+    """Nothing, if manifest, sizes and hashes are in order; tensors are not read.
+
+    Raises: CheckpointError naming the file and the reason.
+    """
+    for name, entry in _read_manifest(directory / "manifest.json")["files"].items():
+        _verify(directory / name, entry)
+
+
 def find_steps(directory: Path) -> dict[int, Path]:
     """The finished checkpoints of a stage, by step, ascending; a directory without a manifest is
     none."""
+    return checkpoints_in(directory / "checkpoints")
+
+
+def checkpoints_in(checkpoints: Path) -> dict[int, Path]:
+    """The same for the folder `checkpoints` itself."""
     found = {
         int(match[1]): path
-        for path in (directory / "checkpoints").glob("step_*")
+        for path in checkpoints.glob("step_*")
         if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "manifest.json").is_file()
     }
     return dict(sorted(found.items()))
+
+
+def step_path(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step_{step:06d}"
+
+
+def newest_valid(
+    directory: Path, on_refused: Callable[[Path, CheckpointError], None] | None = None
+) -> tuple[int, Path] | None:
+    """The newest checkpoint of a stage whose sizes and hashes are in order, and its step.
+
+    `on_refused` is told of every newer one that was passed over, and why.
+    """
+    for step, path in reversed(find_steps(directory).items()):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError as error:
+            if on_refused is not None:
+                on_refused(path, error)
+        else:
+            return step, path
+    return None
 
 
 def _manifest(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
