@@ -5,15 +5,15 @@ A pickle is a program that may run anything, so this one is never run.  A tokeni
 pickle's 68 instructions, which only arrange strings, bytes and numbers; the small machine below
 knows these and does not even read the arguments of others.  The one name a file may mention,
 tiktoken.core.Encoding, becomes a mark for the four fields and is never imported or built.
-Read next: tokenizer.py (what is checked afterwards), tests/tokenizer/test_reference.py (attacks).
+Read next: common/pickles.py (the reading), tokenizer.py (what is checked afterwards),
+tests/tokenizer/test_reference.py and tests/attacks.py (attacks).
 """
 
-import io
-import pickletools
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat.common.errors import TokenizerError
+from nanochat.common.errors import DataError, TokenizerError
+from nanochat.common.pickles import read_instructions
 from nanochat.tokenizer.tokenizer import (
     MAX_FILE_BYTES,
     MAX_VOCAB_SIZE,
@@ -31,7 +31,6 @@ _NEEDED = _PUSHES | frozenset(
     "PROTO FRAME MEMOIZE BINGET LONG_BINGET MARK EMPTY_DICT EMPTY_TUPLE SETITEM SETITEMS "
     "STACK_GLOBAL NEWOBJ BUILD STOP".split()
 )
-_INSTRUCTIONS = {code.code.encode("latin-1"): code for code in pickletools.opcodes}
 _MAX_INSTRUCTIONS = 4 * MAX_VOCAB_SIZE  # a token takes three; bounds time (seconds) and memory
 
 V = TypeVar("V")
@@ -67,30 +66,15 @@ def _read(path: Path) -> bytes:
 def _fields(data: bytes) -> dict[Any, Any]:
     """The fields of the one object the pickle describes."""
     machine = _Machine()
-    stream = io.BytesIO(data)
-    for _ in range(_MAX_INSTRUCTIONS):
-        name, argument = _next_instruction(stream)
-        if name == "STOP":
-            return machine.result(is_whole=not stream.read(1))
-        machine.step(name, argument)
-    raise TokenizerError(f"has more than {_MAX_INSTRUCTIONS} instructions: refused")
-
-
-def _next_instruction(stream: io.BytesIO) -> tuple[str, Any]:
-    instruction = _INSTRUCTIONS.get(stream.read(1))
-    if instruction is None:
-        raise TokenizerError("is not a whole pickle, expected tokenizer.pkl of karpathy/nanochat")
-    if instruction.name not in _NEEDED:
-        raise TokenizerError(
-            f"holds the pickle instruction {instruction.name}, which a tokenizer does not need and "
-            "which may run a program: refused; do not open this file with anything else"
-        )
     try:
-        return instruction.name, instruction.arg.reader(stream) if instruction.arg else None
-    except ValueError as error:
-        raise TokenizerError(
-            f"is not a whole pickle ({error}), expected tokenizer.pkl of karpathy/nanochat"
-        ) from None
+        for name, argument in read_instructions(
+            data, _NEEDED, most=_MAX_INSTRUCTIONS, what="a tokenizer"
+        ):
+            if name != "STOP":
+                machine.step(name, argument)
+    except DataError as error:
+        raise TokenizerError(f"{error}; expected tokenizer.pkl of karpathy/nanochat") from None
+    return machine.result()
 
 
 class _Mark:
@@ -143,10 +127,10 @@ class _Machine:
             assert name == "BUILD", f"{name} is needed, but nothing here carries it out"
             self._set_fields()
 
-    def result(self, *, is_whole: bool) -> dict[Any, Any]:
+    def result(self) -> dict[Any, Any]:
         """The fields of the object, if it is all there is."""
         encoding = self._pop(_Encoding)
-        if self._stack or not is_whole or encoding.fields is None:
+        if self._stack or encoding.fields is None:
             raise TokenizerError("holds more, or less, than one tiktoken.core.Encoding: refused")
         return encoding.fields
 
