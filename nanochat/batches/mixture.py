@@ -78,6 +78,11 @@ class Mixture:
         return int(self._ends[-1])
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens in one epoch of the mixture."""
+        return sum(_num_tokens(source) for source in self._sources)
+
+    @property
     def bos(self) -> int:
         """The token every document begins with."""
         return self._sources[0].store.bos

@@ -6,8 +6,10 @@ Read next: batches/sources.py (where conversations come from).
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from nanochat.corpus.files import ReadReport
@@ -28,25 +30,32 @@ def run_chat_stage(stage: Literal["midtrain", "sft"], config: C, train: Train[C]
     """0 once the stage's model is saved."""
     from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
     from nanochat.checkpoint.resolve import read, resolve
+    from nanochat.common.dist import current_world
     from nanochat.train.display import Display
 
     start_s = time.monotonic()
-    display = Display(log_every=config.log_every)
+    world = current_world()
+    display = Display(log_every=config.log_every, is_quiet=not world.is_first)
     tokenizer = read(resolve(config.model, config.home)).tokenizer
-    report = ReadReport()
     if config.chats:
         chats = Chats.from_files(config.chats)
         texts = Texts.from_files(config.data) if config.data else None
     else:
         chats = Chats.from_world(stage, config.num_conversations, config.seed)
         texts = Texts.from_world(config.world_chars, config.seed + 1)
-    store = chat_store(chats, "train", tokenizer, config.home, report)
-    for line in report.lines():
-        display.note(f"  {line}")
-    train_text, validation = text_stores(texts, tokenizer, config.home) if texts else (None, None)
-    rows = mixed(store, train_text, config.text_share)
-    display.note(f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens")
-    finished = train(config, rows, validation, display)
+    report = ReadReport()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) if config.dry_run else config.home  # a dry run leaves nothing behind
+        with world.first_alone():
+            store = chat_store(chats, "train", tokenizer, home, report)
+            text, validation = text_stores(texts, tokenizer, home) if texts else (None, None)
+        for line in report.lines():
+            display.note(f"  {line}")
+        display.note(f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens")
+        rows = mixed(store, text, config.text_share)
+        finished = train(config, rows, validation, display)
+    if config.dry_run or not world.is_first:
+        return 0
     result = {
         "run": finished.run,
         "checkpoint": str(finished.checkpoint),

@@ -158,6 +158,7 @@ class _Teller:
             "seed": config.seed,
             "overwrite": True,
             "log_every": 50,
+            "save_every": 0,
         }
 
     def tell(self) -> Story:
@@ -254,6 +255,8 @@ class _Teller:
             batch_tokens=recipe.batch_tokens,
             lr_scale=recipe.lr_scale,
             num_steps=num_steps,
+            # The facts asked about stand anywhere in a text.
+            remainders="reuse" if self.is_world else None,
             compile="off" if self.is_world else "auto",
             eval_tokens=EVAL_TOKENS,
             **self.common,

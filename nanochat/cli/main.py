@@ -8,7 +8,7 @@ file and add its line here.  Nothing but the chosen verb is imported: `nanochat 
     0    success
     1    a fault, ours or the machine's, in one line
     2    a user's mistake, in one line: the fact, what was expected, the remedy
-    130  Ctrl-C
+    130  Ctrl-C; 143 SIGTERM, 138 SIGUSR1 where training was stopped by them, saved
 Read next: any other file here; common/config.py (how Config becomes flags).
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import nanochat
 from nanochat.common.config import nearest, parse
 from nanochat.common.env import is_debug
-from nanochat.common.errors import ConfigError, NanochatError
+from nanochat.common.errors import ConfigError, NanochatError, Stopped
 
 __all__ = ["VERBS", "Verb", "main"]
 
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_verbose:
             traceback.print_exc()
         print(f"nanochat: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, Stopped):
+            return error.exit_code
         return 2 if isinstance(error, NanochatError) else 1
 
 

@@ -28,20 +28,28 @@ def run(config: Config) -> int:
     Raises: DataError for the text, TokenizerError for the vocabulary, ConfigError for the plan.
     """
     from nanochat.batches.sources import Texts, text_stores
+    from nanochat.common.dist import current_world
     from nanochat.train.display import Display
-    from nanochat.train.pretrain import pretrain
+    from nanochat.train.pretrain import plan_of, pretrain
+    from nanochat.train.stages import dry_run
 
     start_s = time.monotonic()
-    display = Display(log_every=config.log_every)
+    world = current_world()
+    display = Display(log_every=config.log_every, is_quiet=not world.is_first)
     texts = (
         Texts.from_files(config.data, config.val_data, config.text_column)
         if config.data
         else Texts.from_world(config.world_chars, config.seed)
     )
     display.note(f"text: {texts.rule}")
+    if config.dry_run:
+        model_config, plan = plan_of(config, _vocab_size(config))
+        dry_run(config, plan, model_config, display)
+        return 0
     report = ReadReport()
-    tokenizer = _tokenizer(config, texts)
-    train, validation = text_stores(texts, tokenizer, config.home, report)
+    with world.first_alone():
+        tokenizer = _tokenizer(config, texts)
+        train, validation = text_stores(texts, tokenizer, config.home, report)
     for line in report.lines():
         display.note(f"  {line}")
     display.note(f"tokens: {train.num_tokens:,} to train on, {validation.num_tokens:,} held out")
@@ -52,12 +60,21 @@ def run(config: Config) -> int:
         "val_bpb": finished.val_bpb,
         "wall_s": round(time.monotonic() - start_s, 1),
     }
-    print(
-        json.dumps(result)
-        if config.json
-        else f"saved {finished.checkpoint}, val bpb {finished.val_bpb:.4f}"
-    )
+    if world.is_first:
+        print(
+            json.dumps(result)
+            if config.json
+            else f"saved {finished.checkpoint}, val bpb {finished.val_bpb:.4f}"
+        )
     return 0
+
+
+def _vocab_size(config: Config) -> int:
+    from nanochat.tokenizer.load import load_tokenizer
+
+    if config.tokenizer is None:
+        return config.vocab_size
+    return load_tokenizer(Path(config.tokenizer)).vocab_size
 
 
 def _tokenizer(config: Config, texts: "Texts") -> "Tokenizer":

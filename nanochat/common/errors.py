@@ -6,6 +6,7 @@
       TokenizerError(ValueError)     a vocabulary that cannot be trained or read, an unknown token
       CheckpointError(RuntimeError)  weights that are absent, incomplete, or belong to another model
       TrainingError(RuntimeError)    a run that cannot go on
+      Stopped(RuntimeError)          a run that was asked to end, and has saved
       EngineError(RuntimeError)      a request that cannot be served
         RequestTooLong               the prompt does not fit the context
         Overloaded                   the queue is full
@@ -29,6 +30,7 @@ __all__ = [
     "NanochatError",
     "Overloaded",
     "RequestTooLong",
+    "Stopped",
     "TokenizerError",
     "TrainingError",
 ]
@@ -56,6 +58,15 @@ class CheckpointError(NanochatError, RuntimeError):
 
 class TrainingError(NanochatError, RuntimeError):
     """A run that cannot go on."""
+
+
+class Stopped(NanochatError, RuntimeError):
+    """A run that was asked to end by a signal, and has saved; no fault."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """What the shell expects after that signal: 128 and its number."""
 
 
 class EngineError(NanochatError, RuntimeError):

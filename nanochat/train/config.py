@@ -48,6 +48,22 @@ class StageConfig(CommonOptions):
     """Steps between validations. None: four times a run; 0: only at the end."""
     eval_tokens: int = 262_144
     """Tokens of validation text."""
+    save_every: int | None = None
+    """Steps between checkpoints. None: as often as validation; 0: only at the end."""
+    keep_last: int = 2
+    """Checkpoints that stay, the newest; the best by validation stays besides."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this many steps stay too."""
+    resume: bool = False
+    """Go on from the newest checkpoint where there is one. The same command does that too; with
+    this, a stage that is finished is no error."""
+    allow_changed: bool = False
+    """Go on although settings or data are not those the run began with."""
+    max_skips: int = 10
+    """Updates in a row that may be thrown away because they are no finite numbers, before training
+    goes back to its last checkpoint."""
+    dry_run: bool = False
+    """Print the plan, with estimates of memory and time, and touch nothing."""
     log_every: int = 10
     """Steps between plain lines where the terminal cannot show live progress."""
 
@@ -75,6 +91,10 @@ class StageConfig(CommonOptions):
             "eval_every": 0,
             "eval_tokens": 1,
             "log_every": 1,
+            "save_every": 0,
+            "keep_last": 1,
+            "keep_every": 1,
+            "max_skips": 1,
         }
 
 
@@ -94,6 +114,9 @@ class PretrainConfig(StageConfig):
     """Column or key that holds the text."""
     tokenizer: str | None = None
     """A tokenizer.json. None: one is trained on the data."""
+    remainders: Literal["drop", "reuse"] | None = None
+    """What does not fit the end of a row is lost, as in karpathy/nanochat, or begins another row.
+    None: dropped where the text has twice the tokens of the run, reused where it is scarcer."""
     vocab_size: int = 32_768
     """Entries of the tokenizer to train."""
     depth: int = 12

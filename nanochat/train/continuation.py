@@ -21,7 +21,7 @@ from nanochat.train.display import Display
 from nanochat.train.loss import bits_per_byte
 from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
-from nanochat.train.stages import Finished, StageWork, hardware_of, open_stage, train_stage
+from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, train_stage
 
 __all__ = ["ChatStage", "epochs_of", "train_on_conversations"]
 
@@ -49,6 +49,7 @@ def train_on_conversations(
 ) -> Finished:
     """Train the model of `config.model` on the stage's rows.
 
+    With --dry-run the plan is printed, and what is returned is the model as it was.
     Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is
             named.
     """
@@ -68,6 +69,11 @@ def train_on_conversations(
         batch_tokens=int(checkpoint.state.get("batch_tokens", REFERENCE_BATCH_TOKENS)),
         decay_fraction=stage.decay_fraction,
     )
+    if config.dry_run:
+        dry_run(config, plan, model.config, display)
+        return Finished(
+            run=run, stage=stage.name, checkpoint=path, metrics=[], model=model, tokenizer=tokenizer
+        )
     optimizer = Optimizer(
         model,
         RECIPES[_generation(model.config)],
@@ -76,7 +82,6 @@ def train_on_conversations(
     )
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)
-    directory = open_stage(config, run, stage.name)  # last: with --overwrite it deletes
 
     def validate() -> float:
         assert validation is not None, "validate is only handed on with validation text"
@@ -97,7 +102,7 @@ def train_on_conversations(
         is_padded=stage.is_padded,
         parent=str(path),
     )
-    return train_stage(config, work, directory, display)
+    return train_stage(config, work, display)
 
 
 def _run_of(reference: str) -> str:

@@ -1,45 +1,96 @@
 """The only training loop.   in: Stage   out: a trained model, metrics   who calls: pretrain.py,
 midtrain.py, sft.py
 
-Each step: fetch batch n, compute it in parts, move the weights, report.  Evaluation and saving are
-callables
-that the stage hands in.  Nothing waits for the device but the loss that is logged, one step late.
-Read next: pretrain.py, midtrain.py, sft.py (what is handed in).
+    for each step   fetch batch n -> update -> save, if due -> validate, if due
+    a signal        ends the run after its step, saved
+    no number       the update is thrown away; too often in a row, training goes back to the last
+                    checkpoint once and passes over what it had tried
+
+Evaluation and saving are handed in.  Saving comes before evaluation, so that a failing evaluation
+loses nothing.  The loss is read one step late: nothing waits for the device.
+Read next: step.py (one update), guard.py (what is healthy), stages.py (what is handed in).
 """
 
+import contextlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
-from nanochat.batches.batch import Batch, micro_batches
+from nanochat.batches.batch import Batch
 from nanochat.batches.stream import prefetch
-from nanochat.common.device import keep_freed_memory, peak_flops, peak_memory_bytes
-from nanochat.common.errors import TrainingError
+from nanochat.common.device import keep_freed_memory, peak_flops
+from nanochat.common.dist import World
+from nanochat.common.errors import Stopped, TrainingError
+from nanochat.common.files import write_text_atomically
 from nanochat.model.gpt import GPT
+from nanochat.train.clock import Clock
 from nanochat.train.display import Display
+from nanochat.train.guard import Guard
 from nanochat.train.loss import compile_loss_sum, loss_sum
 from nanochat.train.optim import Optimizer, Rates
 from nanochat.train.plan import Plan
+from nanochat.train.progress import Progress, from_plain, to_plain
+from nanochat.train.step import LossFunction, Stepper, StepResult
+from nanochat.train.stop import StopSignals
 
-__all__ = ["Stage", "Stream", "fit"]
+__all__ = ["Keeper", "Stage", "Stream", "fit"]
 
-LossFunction = Callable[[GPT, Batch], Tensor]
-
-MICRO_BATCH_MULTIPLE = 32  # padded rows are cut back to a multiple of this many tokens
+MAX_SKIPS = 10  # updates thrown away in a row before training goes back
 
 
 class Stream(Protocol):
     """Where batches come from: the n-th is a pure function of n."""
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides every batch but its number."""
+
     def batch(self, index: int, num_rows: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The n-th batch of `num_rows` rows."""
+
+
+class Keeper(Protocol):
+    """Where checkpoints go."""
+
+    def save(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """Keep the run as it is now; may go on in the background."""
+
+    def validated(self, step: int, val_bpb: float) -> None:
+        """The checkpoint of this step measured so much: the best one is kept."""
+
+    def check(self) -> None:
+        """Raise what has gone wrong in the background."""
+
+    def finish(self) -> None:
+        """Wait until everything is on disk."""
+
+    def go_back(self) -> Progress | None:
+        """Weights and moments of the newest checkpoint, in place; None where there is none."""
+
+
+class _KeepsNothing:
+    """The keeper of a run that leaves no checkpoint."""
+
+    def save(self, progress: Progress, metrics: dict[str, float]) -> None:
+        pass
+
+    def validated(self, step: int, val_bpb: float) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def go_back(self) -> Progress | None:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,42 +104,243 @@ class Stage:
     plan: Plan
     validate: Callable[[], float] | None = None
     """Bits per byte of the validation text."""
-    save: Callable[[int, dict[str, float]], None] | None = None
-    """Called with the step and the last metrics when the stage is done."""
+    keeper: Keeper = field(default_factory=_KeepsNothing)
     is_padded: bool = False
     """Rows end in padding that need not be computed."""
     metrics_path: Path | None = None
     display: Display = field(default_factory=lambda: Display(is_quiet=True))
+    progress: Progress = field(default_factory=Progress)
+    """Where an earlier part of the run has come to; weights and moments are as it left them."""
+    max_skips: int = MAX_SKIPS
+    """Updates that may be thrown away in a row."""
+    world: World = field(default_factory=World)
+    replanned: Callable[[Plan], None] = lambda plan: None
+    """Told when memory ran out and fewer rows are computed at once."""
 
 
 def fit(stage: Stage) -> list[dict[str, float]]:
-    """Train; returns the rows of metrics.jsonl.
+    """Train; returns the rows of metrics.jsonl, those of an earlier part of the run included.
 
-    Raises: TrainingError if the loss stops being a number, with the step and what to do.
+    Raises: TrainingError if the loss stops being a number, with what to do; Stopped after a signal,
+            saved; CheckpointError if saving failed.
     """
-    device = stage.model.embedding.weight.device
     keep_freed_memory()
-    compute = _loss_function(stage, device)
-    clock = _Clock(stage, peak_flops(device, stage.model.embedding.weight.dtype))
-    rows: list[dict[str, float]] = []
+    loop = _Loop(stage)
     stage.model.train()
     stage.display.start(stage.name, stage.plan.num_steps)
-    metrics_file = stage.metrics_path.open("a") if stage.metrics_path else None
     try:
-        for step, batch in enumerate(_batches(stage)):
-            losses, num_targets = _step(stage, compute, batch, device, step)
-            row = clock.row(step + 1, _mean_loss(losses, num_targets, step), num_targets)
-            if stage.validate is not None and _is_due(step + 1, stage.plan):
-                row["val_bpb"] = _paused(clock, stage)
-            rows.append(row)
-            _report(row, metrics_file, stage.display)
+        loop.run()
     finally:
         stage.display.stop()
-        if metrics_file:
-            metrics_file.close()
-    if stage.save is not None:
-        stage.save(stage.plan.num_steps, rows[-1])
-    return rows
+    stage.keeper.finish()
+    return loop.rows
+
+
+class _Pending(NamedTuple):
+    """A step whose loss has not been read yet."""
+
+    step: int
+    """Updates done with it."""
+    batch: int
+    """The number of its batch."""
+    result: StepResult
+
+
+class _Loop:
+    """The state of one run of the loop."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.plan, self.progress = stage, stage.plan, stage.progress
+        self.rows = _read_rows(stage.metrics_path, stage.progress)
+        self.guard = Guard(stage.max_skips)
+        self.pending: _Pending | None = None
+        device = stage.model.embedding.weight.device
+        peak = peak_flops(device, stage.model.embedding.weight.dtype)
+        elapsed_s = self.rows[-1]["elapsed_s"] if self.rows else 0.0
+        self.clock = Clock(stage.plan, device, peak, elapsed_s)
+        self.stepper = Stepper(
+            stage.model,
+            stage.optimizer,
+            _loss_function(stage, device),
+            device_rows=stage.plan.device_batch_rows,
+            is_padded=stage.is_padded,
+            world=stage.world,
+        )
+
+    def run(self) -> None:
+        self._write_rows()
+        self._validate_what_was_saved()
+        with StopSignals() as signals:
+            while self.progress.step < self.plan.num_steps:
+                with contextlib.closing(self._batches()) as batches:
+                    for batch in batches:
+                        if not self._advance(batch):
+                            break  # training went back: the batches are other ones now
+                        self._stop_if_asked(signals)
+
+    def _batches(self) -> Generator[Batch]:
+        """From where the run stands to its end."""
+        world, progress = self.stage.world, self.progress
+        return prefetch(
+            self.stage.stream.batch(
+                progress.batch_number(step), self.plan.batch_rows, world.rank, world.size
+            )
+            for step in range(progress.step, self.plan.num_steps)
+        )
+
+    def _advance(self, batch: Batch) -> bool:
+        """One step and what is due after it; False if training went back."""
+        self.stage.keeper.check()
+        step, schedule = self.progress.step, self.plan.schedule
+        rates = Rates(
+            schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
+        )
+        result = self.stepper.step(batch, rates)
+        self._replan_if_halved()
+        if not self._settle():
+            return False
+        self.pending = _Pending(step + 1, self.progress.batch_number(step), result)
+        self.progress = self.progress.advanced()
+        is_first = step == self.stage.progress.step  # a run that begins is heard of at once
+        saves, validates = self.plan.saves_at(step + 1), self._validates_at(step + 1)
+        if is_first or saves or validates:
+            return self._settle(is_saved=saves, is_validated=validates)
+        return True
+
+    def _settle(self, *, is_saved: bool = False, is_validated: bool = False) -> bool:
+        """Read the loss that is pending, and do what is due; False if training went back."""
+        if self.pending is None:
+            return True
+        pending, self.pending = self.pending, None
+        row = self._row(pending)
+        if not self._is_healthy(pending, row):
+            return False
+        if is_saved:
+            with self.clock.paused():
+                self.stage.keeper.save(self.progress, row)
+        if is_validated:
+            self._validate(row)
+        self.rows.append(row)
+        self.stage.display.step(row)
+        if self.stage.metrics_path is not None and self.stage.world.is_first:
+            with self.stage.metrics_path.open("a") as file:
+                file.write(_to_line(row))
+        return True
+
+    def _row(self, pending: _Pending) -> dict[str, float]:
+        result = pending.result
+        is_good = bool(result.is_good)
+        return {
+            "step": pending.step,
+            "loss": float(result.loss) if is_good else math.nan,
+            "grad_norm": float(result.grad_norm) if is_good else math.nan,
+            "lr": self.plan.schedule.lr_at(pending.step - 1),
+            "num_targets": result.num_targets,
+            **self.clock.metrics(pending.step, result.num_targets),
+        }
+
+    # --------------------------------------------------------------------------------- health
+
+    def _is_healthy(self, pending: _Pending, row: dict[str, float]) -> bool:
+        """Whether training may go on from here; what is unusual is said."""
+        if not row["num_targets"]:
+            return True
+        sigmas = self.guard.sigmas(row["loss"])
+        verdict = self.guard.see(row["loss"], is_good=math.isfinite(row["loss"]))
+        where = f"  step {pending.step} (batch {pending.batch}):"
+        if verdict == "spike":
+            self.stage.display.note(
+                f"{where} loss {row['loss']:.4f} is {sigmas:.1f} standard deviations above the "
+                "recent ones"
+            )
+        if verdict in ("discarded", "stuck"):
+            self.progress = self.progress.without_update_of(pending.batch)
+            self.stage.display.note(
+                f"{where} loss {float(pending.result.loss):g}, gradient norm "
+                f"{float(pending.result.grad_norm):g}: its update is thrown away"
+            )
+        if verdict == "stuck":
+            self._go_back(pending)
+        return verdict != "stuck"
+
+    def _go_back(self, pending: _Pending) -> None:
+        """To the last checkpoint, passing over what was tried since; once.
+
+        Raises: TrainingError the second time, or where there is no checkpoint.
+        """
+        stage, tried = self.stage, self.progress
+        why = (
+            f"{stage.max_skips} updates in a row were no finite numbers, up to step "
+            f"{pending.step} (batch {pending.batch})"
+        )
+        remedy = "lower --lr-scale, use --dtype float32, or look at the text of these batches"
+        if tried.num_returns:
+            raise TrainingError(
+                f"{why}, after training had gone back once and passed over batches "
+                f"{_ranges(tried.skipped)}: {remedy}"
+            )
+        stage.keeper.finish()
+        stage.world.wait()
+        back = stage.keeper.go_back()
+        if back is None:
+            raise TrainingError(f"{why}, and there is no checkpoint to go back to: {remedy}")
+        self.progress = tried.gone_back(back)
+        self.rows = [row for row in self.rows if row["step"] <= back.step]
+        self._write_rows()
+        self.guard.forget()
+        stage.display.note(
+            f"  {why}: back to step {back.step}, and batches {_ranges(self.progress.skipped)} are "
+            "passed over"
+        )
+
+    def _replan_if_halved(self) -> None:
+        rows = self.stepper.device_rows
+        if rows == self.plan.device_batch_rows:
+            return
+        reasons = self.plan.reasons | {"at once": "memory ran out with more"}
+        self.plan = replace(self.plan, device_batch_rows=rows, reasons=reasons)
+        self.stage.display.note(f"  out of memory: {rows} rows are computed at once from now on")
+        self.stage.replanned(self.plan)
+
+    def _stop_if_asked(self, signals: StopSignals) -> None:
+        """Raises: Stopped on all ranks, if any got a signal."""
+        number = self.stage.world.largest(signals.received or 0)
+        if not number:
+            return
+        self._settle()
+        self.stage.keeper.save(self.progress, self.rows[-1] if self.rows else {})
+        self.stage.keeper.finish()
+        raise Stopped(
+            f"{self.stage.name} was stopped by {signal.Signals(number).name} after step "
+            f"{self.progress.step} of {self.plan.num_steps}, and saved: the same command goes on",
+            128 + number,
+        )
+
+    # ----------------------------------------------------------------------------- validation
+
+    def _validates_at(self, step: int) -> bool:
+        return self.stage.validate is not None and self.plan.validates_at(step)
+
+    def _validate(self, row: dict[str, float]) -> None:
+        assert self.stage.validate is not None, "nothing to validate with"
+        with self.clock.paused():
+            self.stage.model.eval()
+            row["val_bpb"] = self.stage.validate()
+            self.stage.model.train()
+        self.stage.keeper.validated(int(row["step"]), row["val_bpb"])
+
+    def _validate_what_was_saved(self) -> None:
+        """An earlier part of the run may have ended between saving and validating."""
+        is_due = self.rows and self._validates_at(self.progress.step)
+        if is_due and "val_bpb" not in self.rows[-1]:
+            self._validate(self.rows[-1])
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        """All of metrics.jsonl anew: what is past the place where training goes on is gone."""
+        path = self.stage.metrics_path
+        if path is not None and self.stage.world.is_first:
+            write_text_atomically(path, "".join(map(_to_line, self.rows)))
 
 
 def _loss_function(stage: Stage, device: torch.device) -> LossFunction:
@@ -97,106 +349,27 @@ def _loss_function(stage: Stage, device: torch.device) -> LossFunction:
     return loss_sum
 
 
-def _batches(stage: Stage) -> Iterator[Batch]:
-    plan = stage.plan
-    return prefetch(stage.stream.batch(index, plan.batch_rows) for index in range(plan.num_steps))
+def _read_rows(path: Path | None, progress: Progress) -> list[dict[str, float]]:
+    """The rows of an earlier part of the run, of which a killed process may have left the last one
+    out, or half."""
+    rows: dict[float, dict[str, float]] = {}
+    text = path.read_text() if path is not None and path.is_file() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            row = from_plain(json.loads(line))
+            rows[row["step"]] = row
+    if progress.last_row is not None:
+        rows.setdefault(progress.last_row["step"], dict(progress.last_row))
+    return [rows[step] for step in sorted(rows) if step <= progress.step]
 
 
-def _step(
-    stage: Stage, compute: LossFunction, batch: Batch, device: torch.device, step: int
-) -> tuple[list[Tensor], int]:
-    """Gradients of the whole batch, in parts, then one update; a batch without targets changes
-    nothing."""
-    num_targets = batch.num_targets
-    losses = []
-    multiple = MICRO_BATCH_MULTIPLE if stage.is_padded else None
-    for part in micro_batches(batch, stage.plan.device_batch_rows, multiple):
-        if part.num_targets == 0:
-            continue
-        part = Batch(
-            part.inputs_BT.to(device, non_blocking=True),
-            part.targets_BT.to(device, non_blocking=True),
-        )
-        loss = compute(stage.model, part) / num_targets
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-    if losses:
-        schedule = stage.plan.schedule
-        rates = Rates(
-            schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
-        )
-        stage.optimizer.step(rates)
-    return losses, num_targets
+def _to_line(row: dict[str, float]) -> str:
+    return json.dumps(to_plain(row)) + "\n"
 
 
-def _mean_loss(losses: list[Tensor], num_targets: int, step: int) -> float:
-    if not losses:
-        return 0.0
-    loss = float(torch.stack(losses).sum())
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} at step {step + 1} ({num_targets} targets): lower --lr-scale, or "
-            "use --dtype float32"
-        )
-    return loss
-
-
-def _is_due(step: int, plan: Plan) -> bool:
-    return step == plan.num_steps or (plan.eval_every > 0 and step % plan.eval_every == 0)
-
-
-def _paused(clock: "_Clock", stage: Stage) -> float:
-    """Validate while the clock of the throughput stands still."""
-    assert stage.validate is not None, "nothing to validate with"
-    start_s = time.monotonic()
-    stage.model.eval()
-    value = stage.validate()
-    stage.model.train()
-    clock.pause(time.monotonic() - start_s)
-    return value
-
-
-def _report(row: dict[str, float], file: IO[str] | None, display: Display) -> None:
-    display.step(row)
-    if file is not None:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-
-
-class _Clock:
-    """Throughput, utilisation and time left, validation excluded."""
-
-    def __init__(self, stage: Stage, peak: float) -> None:
-        self._plan, self._peak = stage.plan, peak
-        self._device = stage.model.embedding.weight.device
-        self._start_s = self._last_s = time.monotonic()
-        self._smooth_s = 0.0
-        self._paused_s = 0.0
-
-    def pause(self, seconds: float) -> None:
-        """Time that is not training."""
-        self._last_s += seconds
-        self._paused_s += seconds
-
-    def row(self, step: int, loss: float, num_targets: int) -> dict[str, float]:
-        """The metrics of the step that has just ended.
-
-        Units: tokens_per_s and mfu count the targets; mfu by the dense formula over the peak of
-               this machine.
-        """
-        now_s = time.monotonic()
-        step_s = now_s - self._last_s
-        self._last_s = now_s
-        self._smooth_s = step_s if step <= 2 else 0.9 * self._smooth_s + 0.1 * step_s
-        tokens_per_s = num_targets / max(step_s, 1e-9)
-        return {
-            "step": step,
-            "loss": loss,
-            "lr": self._plan.schedule.lr_at(step - 1),
-            "num_targets": num_targets,
-            "tokens_per_s": tokens_per_s,
-            "mfu": tokens_per_s * self._plan.flops_per_token / self._peak,
-            "memory_bytes": peak_memory_bytes(self._device),
-            "eta_s": self._smooth_s * (self._plan.num_steps - step),
-            "elapsed_s": now_s - self._start_s - self._paused_s,
-        }
+def _ranges(numbers: Sequence[int]) -> str:
+    """4 to 9, 12 for 4, 5, 6, 7, 8, 9 and 12."""
+    ends = [n for n in numbers if n + 1 not in numbers]
+    starts = [n for n in numbers if n - 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in pairs)

@@ -70,12 +70,19 @@ def muon_update(
     step: MuonStep,
     recipe: MuonRecipe,
     matmul_dtype: torch.dtype,
+    is_good: Tensor | None = None,
 ) -> None:
     """Move the weights in place; the gradients are overwritten.
 
+    Where `is_good` (a boolean on the same device) is false everything stays as it is, whatever the
+    gradients hold; None is true.
     Shapes: weights, grads, momentum (M, R, C); variance (M, R, 1) if R >= C, else (M, 1, C).
     """
-    momentum_MRC.lerp_(grads_MRC, 1 - step.momentum)
+    applied: Tensor | float = 1.0
+    if is_good is not None:
+        applied = is_good.to(grads_MRC.dtype)
+        grads_MRC.copy_(torch.where(is_good, grads_MRC, 0.0))  # NaN times 0 would be NaN
+    momentum_MRC.lerp_(grads_MRC, (1 - step.momentum) * applied)
     x_MRC = grads_MRC.lerp_(momentum_MRC, step.momentum)
     x_MRC = x_MRC.to(matmul_dtype)
     if recipe.equilibrate:
@@ -84,12 +91,15 @@ def muon_update(
     if recipe.renormalize:
         target = min(x_MRC.shape[-2:]) ** 0.5
         x_MRC.mul_(target / _norm(x_MRC, (-2, -1)).clamp_min(1e-6))
-    x_MRC = reduce_variance(x_MRC, variance, recipe.beta2)
+    x_MRC = reduce_variance(x_MRC, variance, (1 - recipe.beta2) * applied)
     lr = step.lr * max(1.0, weights_MRC.size(-2) / weights_MRC.size(-1)) ** 0.5
     if step.weight_decay:
         agrees = (x_MRC * weights_MRC) >= 0
         x_MRC.addcmul_(weights_MRC, agrees.to(x_MRC.dtype), value=step.weight_decay)
-    weights_MRC.sub_(x_MRC, alpha=lr)
+    if is_good is None:
+        weights_MRC.sub_(x_MRC, alpha=lr)
+    else:
+        weights_MRC.sub_(x_MRC * (lr * applied))
 
 
 def equilibrate(x_MRC: Tensor) -> Tensor:
@@ -114,14 +124,15 @@ def polar_express(x_MRC: Tensor, slack: float) -> Tensor:
     return x.mT if is_tall else x
 
 
-def reduce_variance(x_MRC: Tensor, variance: Tensor, beta2: float) -> Tensor:
+def reduce_variance(x_MRC: Tensor, variance: Tensor, weight: Tensor | float) -> Tensor:
     """x with its rows (or columns) divided by their running root mean square, its norm kept.
 
-    `variance` is moved towards this step's means in place.   Shapes: (M, R, C) -> the same.
+    `variance` is moved towards this step's means in place, by `weight` of the way.
+    Shapes: (M, R, C) -> the same.
     """
     axis = -1 if x_MRC.size(-2) >= x_MRC.size(-1) else -2
     mean = x_MRC.to(variance.dtype).square().mean(dim=axis, keepdim=True)
-    variance.lerp_(mean, 1 - beta2)
+    variance.lerp_(mean, weight)
     scale = variance.clamp_min(1e-10).rsqrt()
     before = mean.sum(dim=(-2, -1), keepdim=True).sqrt()
     after = (mean * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()

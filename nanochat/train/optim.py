@@ -149,7 +149,6 @@ class Optimizer:
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.recipe, self.lr_scale = recipe, lr_scale
-        self.num_steps = 0
         self._parameters = dict(model.named_parameters())
         self._masters: dict[str, Tensor] = {}
         self._grads: dict[str, Tensor] = {}
@@ -175,16 +174,42 @@ class Optimizer:
         """All weights in full precision, by name, in the model's order: what a checkpoint holds."""
         return {name: self._masters[name].detach() for name in self._parameters}
 
+    @property
+    def num_steps(self) -> int:
+        """Updates applied; those that were not good do not count."""
+        steps = next((state["step"] for state in self._adam.state.values()), None)
+        return 0 if steps is None else int(steps)
+
+    def load_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from these weights, which must be all of the model's, by name and shape."""
+        assert weights.keys() == self._masters.keys(), "weights of another model"
+        for name, master in self._masters.items():
+            master.copy_(weights[name])
+        self._publish()
+
     @torch.no_grad()
-    def step(self, rates: Rates) -> None:
-        """One update from the gradients gathered since the last one; they are used up."""
-        self.num_steps += 1
-        for group in self._adam.param_groups:
-            group["lr"] = group["initial_lr"] * rates.lr
-            for master in group["params"]:
-                name = group["names"][id(master)]
-                master.grad = self._grads[name] if self._has_grad[name] else None
-        self._adam.step()
+    def gradients(self) -> list[Tensor]:
+        """The gradients gathered since the last update, where they lie; zero where there were
+        none."""
+        for name, has_grad in self._has_grad.items():
+            if not has_grad:
+                self._grads[name].zero_()
+        self._has_grad = dict.fromkeys(self._parameters, True)
+        tables = [self._grads[name] for name in self._parameters if role_of(name) != "matrix"]
+        return [*tables, *(group.grads_MRC for group in self._muon)]
+
+    @torch.no_grad()
+    def step(self, rates: Rates, is_good: Tensor | None = None) -> None:
+        """One update from the gradients gathered since the last one; they are used up.
+
+        Where `is_good` is false nothing moves, neither weights nor moments.  On an accelerator that
+        is decided there, so that nobody waits for it.
+        """
+        if is_good is not None and is_good.device.type == "cpu":
+            if not is_good:
+                return self.discard_gradients()
+            is_good = None
+        self._adam_step(rates, is_good)
         muon = MuonStep(
             self.recipe.muon.lr * self.lr_scale * rates.lr, rates.momentum, rates.weight_decay
         )
@@ -200,13 +225,26 @@ class Optimizer:
                 muon,
                 self.recipe.muon,
                 self._muon_dtype,
+                is_good,
             )
         self._has_grad = dict.fromkeys(self._parameters, False)
         self._publish()
 
+    def _adam_step(self, rates: Rates, is_good: Tensor | None) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = group["initial_lr"] * rates.lr
+            for master in group["params"]:
+                name = group["names"][id(master)]
+                master.grad = self._grads[name] if self._has_grad[name] else None
+        # PyTorch's fused AdamW leaves everything as it is where found_inf is 1.
+        self._adam.found_inf = None if is_good is None else (~is_good).float()  # type: ignore[attr-defined]
+        self._adam.step()
+
     def discard_gradients(self) -> None:
-        """Forget the gradients gathered so far."""
+        """Forget the gradients gathered so far, also of a backward pass that did not end."""
         self._has_grad = dict.fromkeys(self._parameters, False)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """Moments by weight name: `<name>/first`, `<name>/second`; Muon's and AdamW's alike."""
@@ -240,12 +278,12 @@ class Optimizer:
             raise CheckpointError(
                 f"optimizer state lacks {len(missing)} moments, such as {missing[0]}"
             )
-        self.num_steps = int(state["num_steps"])
+        num_steps = float(state["num_steps"])
         for group in self._adam.param_groups:
             for master in group["params"]:
                 name = group["names"][id(master)]
                 self._adam.state[master] = {
-                    "step": torch.tensor(float(self.num_steps)),
+                    "step": torch.tensor(num_steps, device=master.device),
                     "exp_avg": _moment(state, f"{name}/first", master),
                     "exp_avg_sq": _moment(state, f"{name}/second", master),
                 }

@@ -15,6 +15,7 @@ from nanochat.common.errors import ConfigError
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import count_parameters, train_flops_per_token
 from nanochat.train.config import MidtrainConfig, PretrainConfig, StageConfig
+from nanochat.train.estimate import activation_bytes_per_token, state_bytes
 from nanochat.train.schedule import Schedule
 
 __all__ = ["Hardware", "Plan", "plan_chat_stage", "plan_pretrain"]
@@ -56,6 +57,9 @@ class Plan:
     """Multiplies the rates that scale with the batch."""
     schedule: Schedule
     eval_every: int
+    """Steps between validations; 0: only at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
     is_compiled: bool
     flops_per_token: int
     reasons: dict[str, str] = field(default_factory=dict)
@@ -64,6 +68,14 @@ class Plan:
     def batch_tokens(self) -> int:
         """Tokens per optimizer step."""
         return self.batch_rows * self.context_len
+
+    def validates_at(self, step: int) -> bool:
+        """Whether validation is due after so many steps."""
+        return _is_due(step, self.eval_every, self.num_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        return _is_due(step, self.save_every, self.num_steps)
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Name, value and reason of each number, for printing."""
@@ -92,6 +104,7 @@ class Plan:
             "decay_fraction": self.schedule.decay_fraction,
             "weight_decay": self.schedule.weight_decay,
             "eval_every": self.eval_every,
+            "save_every": self.save_every,
             "is_compiled": self.is_compiled,
             "flops_per_token": self.flops_per_token,
             "reasons": self.reasons,
@@ -204,10 +217,15 @@ def _finish(
         lr_scale=lr_scale,
         schedule=schedule,
         eval_every=eval_every,
+        save_every=config.save_every if config.save_every is not None else eval_every,
         is_compiled=_is_compiled(config, hardware, num_tokens, reasons),
         flops_per_token=train_flops_per_token(model_config),
         reasons=reasons,
     )
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    return step == num_steps or (every > 0 and step % every == 0)
 
 
 def _batch_tokens(
@@ -241,16 +259,8 @@ def _device_rows(model_config: GPTConfig, hardware: Hardware, reasons: dict[str,
             "about 4,096 tokens: their activations stay near the processor's caches"
         )
         return max(1, 4096 // model_config.context_len)
-    # Activations kept for the backward pass: about 34 widths of two bytes a layer, and logits of 6
-    # bytes an entry.
-    per_token = (
-        model_config.num_layers * model_config.model_dim * 34 * 2
-        + model_config.padded_vocab_size * 6
-    )
-    weights = (
-        count_parameters(model_config).total * 18
-    )  # masters, gradients, two moments, bfloat16 copies
-    free = max(0.0, 0.7 * hardware.memory_bytes - weights)
+    per_token = activation_bytes_per_token(model_config)
+    free = max(0.0, 0.7 * hardware.memory_bytes - state_bytes(model_config))
     rows = max(1, int(free / (per_token * model_config.context_len)))
     reasons["at once"] = (
         f"{per_token * model_config.context_len / 2**30:.2f} GiB of activations a row"

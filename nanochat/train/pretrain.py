@@ -3,6 +3,8 @@
 Read next: loop.py, plan.py.
 """
 
+from typing import Literal
+
 import torch
 
 from nanochat.batches.store import Store
@@ -16,10 +18,10 @@ from nanochat.train.config import PretrainConfig
 from nanochat.train.display import Display
 from nanochat.train.loss import bits_per_byte
 from nanochat.train.optim import RECIPES, Optimizer
-from nanochat.train.plan import plan_pretrain
-from nanochat.train.stages import Finished, StageWork, hardware_of, open_stage, train_stage
+from nanochat.train.plan import Plan, plan_pretrain
+from nanochat.train.stages import Finished, StageWork, hardware_of, train_stage
 
-__all__ = ["model_config_of", "pretrain"]
+__all__ = ["model_config_of", "plan_of", "pretrain"]
 
 VALIDATION_ROWS = 8
 
@@ -42,15 +44,19 @@ def model_config_of(config: PretrainConfig, vocab_size: int) -> GPTConfig:
     )
 
 
+def plan_of(config: PretrainConfig, vocab_size: int) -> tuple[GPTConfig, Plan]:
+    """The model and all numbers of the run, on this machine."""
+    model_config = model_config_of(config, vocab_size)
+    return model_config, plan_pretrain(config, model_config, hardware_of(config))
+
+
 def pretrain(
     config: PretrainConfig, tokenizer: Tokenizer, train: Store, validation: Store, display: Display
 ) -> Finished:
     """A base model trained from nothing on the documents of `train`."""
     run = config.run or f"d{config.depth}"
-    model_config = model_config_of(config, tokenizer.vocab_size)
-    plan = plan_pretrain(config, model_config, hardware_of(config))
+    model_config, plan = plan_of(config, tokenizer.vocab_size)
     device = best_device(config.device)
-    directory = open_stage(config, run, "pretrain")  # last: with --overwrite it deletes
     with torch.device(device):
         model = GPT(model_config)
     initialize(model, config.generation, config.seed)
@@ -73,8 +79,18 @@ def pretrain(
         model=model,
         tokenizer=tokenizer,
         optimizer=optimizer,
-        stream=PackedStream(train, plan.context_len, seed=config.seed),
+        stream=PackedStream(
+            train, plan.context_len, seed=config.seed, remainders=_remainders(config, train, plan)
+        ),
         plan=plan,
         validate=validate,
     )
-    return train_stage(config, work, directory, display)
+    return train_stage(config, work, display)
+
+
+def _remainders(config: PretrainConfig, train: Store, plan: Plan) -> Literal["drop", "reuse"]:
+    if config.remainders is not None:
+        return config.remainders
+    # Rows that begin where a document begins train better on the same kind of rows (-0.014 bpb at
+    # 300 steps of depth 4); best fit drops a third to a half of the tokens for it.
+    return "drop" if train.num_tokens >= 2 * plan.num_steps * plan.batch_tokens else "reuse"

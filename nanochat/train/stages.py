@@ -5,30 +5,42 @@ Opens the stage's place in the run, writes config.json and plan.json, trains, sa
 Read next: pretrain.py.
 """
 
+import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import nanochat
-from nanochat.checkpoint.format import Checkpoint, find_steps, save_checkpoint
+from nanochat.checkpoint.format import find_steps, newest_valid
 from nanochat.checkpoint.resolve import STAGES, run_directory
+from nanochat.checkpoint.saver import Retention, Saver
 from nanochat.common.config import to_json_dict
-from nanochat.common.device import best_device, find_compiler, total_memory_bytes
+from nanochat.common.device import (
+    best_device,
+    compute_dtype,
+    find_compiler,
+    total_memory_bytes,
+)
+from nanochat.common.dist import current_world
 from nanochat.common.errors import ConfigError
-from nanochat.common.files import write_json_atomically
+from nanochat.common.files import read_json, write_json_atomically
+from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import StageConfig
 from nanochat.train.display import Display
+from nanochat.train.estimate import estimate_lines
+from nanochat.train.keeper import RunKeeper
 from nanochat.train.loop import Stage, Stream, fit
 from nanochat.train.optim import Optimizer
 from nanochat.train.plan import Hardware, Plan
+from nanochat.train.progress import Progress
 
-__all__ = ["Finished", "StageWork", "hardware_of", "open_stage", "train_stage"]
+__all__ = ["Finished", "StageWork", "dry_run", "hardware_of", "open_stage", "train_stage"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +76,11 @@ class StageWork:
     parent: str | None = None
     """The checkpoint this stage started from."""
 
+    @property
+    def parent_name(self) -> str | None:
+        """Its run, stage and step: what stays when a home is moved."""
+        return self.parent and "/".join(Path(self.parent).parts[-4:])
+
 
 def hardware_of(config: StageConfig) -> Hardware:
     """The machine as a plan sees it."""
@@ -76,74 +93,143 @@ def hardware_of(config: StageConfig) -> Hardware:
 
 
 def open_stage(config: StageConfig, run: str, stage: str) -> Path:
-    """The stage's directory, empty; with --overwrite the stages that went on from it go with it.
+    """The stage's directory.  With --overwrite it is empty, and the stages that went on from it are
+    gone.
 
-    Raises: ConfigError if it has a finished checkpoint and --overwrite was not given.
+    Raises: ConfigError if it has been finished, and neither --overwrite nor --resume was given.
     """
     directory = run_directory(config.home, run) / stage
-    if find_steps(directory):
-        if not config.overwrite:
-            raise ConfigError(
-                f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
-            )
-        for later in STAGES[STAGES.index(stage) :]:
-            shutil.rmtree(directory.with_name(later), ignore_errors=True)
-    (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (directory / "metrics.jsonl").unlink(missing_ok=True)
+    with current_world().first_alone():
+        if config.overwrite and current_world().is_first:
+            for later in STAGES[STAGES.index(stage) :]:
+                shutil.rmtree(directory.with_name(later), ignore_errors=True)
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if not config.resume and _is_finished(directory):
+        raise ConfigError(
+            f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
+        )
     return directory
 
 
-def train_stage(
-    config: StageConfig, work: StageWork, directory: Path, display: Display
-) -> Finished:
-    """Train and save; `directory` comes from open_stage."""
-    write_json_atomically(directory / "config.json", _provenance(config, work))
-    write_json_atomically(directory / "plan.json", work.plan.to_json())
-    for name, value, reason in work.plan.lines():
-        display.note(f"  {name:<16}{value}" + (f"   ({reason})" if reason else ""))
-    checkpoint = directory / "checkpoints" / f"step_{work.plan.num_steps:06d}"
+def _is_finished(directory: Path) -> bool:
+    """Whether the last checkpoint is the last one its plan asked for."""
+    found = newest_valid(directory)
+    if found is None:
+        return False
+    step, path = found
+    state = read_json(path / "state.json")
+    return bool(step == state.get("identity", {}).get("plan", {}).get("num_steps", step))
 
-    def save(step: int, metrics: dict[str, float]) -> None:
-        state = {
+
+def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finished:
+    """Train and save, from where an earlier part of the run has come to."""
+    world, plan = current_world(), work.plan
+    directory = open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
+    retention = Retention(keep_last=config.keep_last, keep_every=config.keep_every)
+    keeper = RunKeeper(
+        directory=directory,
+        model=work.model,
+        tokenizer=work.tokenizer,
+        optimizer=work.optimizer,
+        about={
             "stage": work.name,
-            "step": step,
-            "metrics": metrics,
             "parent": work.parent,
-            "batch_tokens": work.plan.batch_tokens,
-        }
-        save_checkpoint(
-            checkpoint,
-            Checkpoint(
-                config=work.model.config,
-                weights=work.optimizer.masters(),
-                tokenizer=work.tokenizer,
-                optimizer=work.optimizer.state(),
-                state=state,
-            ),
-        )
-
+            "batch_tokens": plan.batch_tokens,
+        },
+        identity=_identity(config, work),
+        saver=Saver(directory / "checkpoints", retention),
+        world=world,
+        display=display,
+    )
+    progress = keeper.resume(allow_changed=config.allow_changed)
+    _tell(config, work, directory, progress, display)
     metrics = fit(
         Stage(
             name=work.name,
             model=work.model,
             optimizer=work.optimizer,
             stream=work.stream,
-            plan=work.plan,
+            plan=plan,
             validate=work.validate,
-            save=save,
+            keeper=keeper,
             is_padded=work.is_padded,
             metrics_path=directory / "metrics.jsonl",
             display=display,
+            progress=progress or Progress(),
+            max_skips=config.max_skips,
+            world=world,
+            replanned=lambda plan: _write_plan(directory, plan),
         )
     )
     return Finished(
         run=work.run,
         stage=work.name,
-        checkpoint=checkpoint,
+        checkpoint=find_steps(directory)[plan.num_steps],
         metrics=metrics,
         model=work.model,
         tokenizer=work.tokenizer,
     )
+
+
+def _tell(
+    config: StageConfig,
+    work: StageWork,
+    directory: Path,
+    progress: Progress | None,
+    display: Display,
+) -> None:
+    """What is about to happen, on the screen and in config.json and plan.json."""
+    if current_world().is_first:
+        write_json_atomically(directory / "config.json", _provenance(config, work))
+        _write_plan(directory, work.plan)
+    _show(work.plan.lines(), display)
+    if progress is not None:
+        display.note(f"  going on after step {progress.step} of {work.plan.num_steps}")
+
+
+def dry_run(config: StageConfig, plan: Plan, model_config: GPTConfig, display: Display) -> None:
+    """The plan with what it will take, printed; nothing is written."""
+    device = best_device(config.device)
+    estimates = estimate_lines(
+        model_config,
+        flops_per_token=plan.flops_per_token,
+        num_tokens=plan.num_steps * plan.batch_tokens,
+        device_tokens=plan.device_batch_rows * plan.context_len,
+        device=device,
+        dtype=compute_dtype(device, config.dtype),
+    )
+    _show([*plan.lines(), *estimates], display)
+
+
+def _show(lines: Sequence[tuple[str, str, str]], display: Display) -> None:
+    for name, value, reason in lines:
+        display.note(f"  {name:<16}{value}" + (f"   ({reason})" if reason else ""))
+
+
+def _write_plan(directory: Path, plan: Plan) -> None:
+    if current_world().is_first:
+        write_json_atomically(directory / "plan.json", plan.to_json())
+
+
+def _identity(config: StageConfig, work: StageWork) -> dict[str, object]:
+    """What decides the numbers of a run, and so must be the same when it goes on."""
+    plan, weight = work.plan, work.model.embedding.weight
+    identity = {
+        "model": work.model.config.to_json(),
+        "tokenizer": work.tokenizer.content_hash,
+        "data": work.stream.fingerprint,
+        "parent": work.parent_name,
+        "seed": config.seed,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "plan": {
+            "num_steps": plan.num_steps,
+            "batch_rows": plan.batch_rows,
+            "lr_scale": plan.lr_scale,
+            "schedule": to_json_dict(plan.schedule),
+        },
+    }
+    plain: dict[str, object] = json.loads(json.dumps(identity))  # as it comes back from state.json
+    return plain
 
 
 def _provenance(config: StageConfig, work: StageWork) -> dict[str, object]:

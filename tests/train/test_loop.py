@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,16 @@ import torch
 from torch import Tensor
 
 from nanochat.batches.batch import IGNORE, Batch
-from nanochat.common.errors import DataError, TrainingError
+from nanochat.common.errors import DataError, Stopped, TrainingError
 from nanochat.model.gpt import GPT
 from nanochat.train import loop as module
+from nanochat.train import step as step_module
 from nanochat.train.display import Display
 from nanochat.train.loop import Stage, fit
+from nanochat.train.loss import loss_sum
 from nanochat.train.optim import RECIPES, Optimizer, Rates
 from nanochat.train.plan import Plan
+from nanochat.train.progress import Progress
 from nanochat.train.schedule import Schedule
 from tests.conftest import LAYER_ATOL
 from tests.fakes import random_gpt, tiny_config
@@ -30,6 +35,8 @@ WIDTH = 32
 
 class Counting:
     """A stream whose rows count upwards from a place that the batch's number decides."""
+
+    fingerprint = "counting"
 
     def __init__(
         self, seed: int = 0, *, change: Callable[[int, Batch], Batch] | None = None
@@ -131,7 +138,7 @@ def some_ignored(index: int, batch: Batch) -> Batch:
 @pytest.mark.parametrize("rows_at_once", [1, 2, 4])
 @pytest.mark.req("FR-018", "FR-023", "SC-007")
 def test_padding_need_not_be_computed(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MICRO_BATCH_MULTIPLE", 4)
+    monkeypatch.setattr(step_module, "MICRO_BATCH_MULTIPLE", 4)
     stream = Counting(change=some_ignored)
     whole = stage_of(num_steps=1, stream=stream)
     cut = stage_of(num_steps=1, stream=stream, is_padded=True, device_batch_rows=rows_at_once)
@@ -181,6 +188,7 @@ def test_every_step_is_a_complete_row(tmp_path: Path, monkeypatch: pytest.Monkey
         assert set(row) - {"val_bpb"} == {
             "step",
             "loss",
+            "grad_norm",
             "lr",
             "num_targets",
             "tokens_per_s",
@@ -210,9 +218,9 @@ def test_the_clock_stands_still_while_validating(monkeypatch: pytest.MonkeyPatch
     stage = stage_of(num_steps=4, validate=validate, eval_every=1)
     step = stage.optimizer.step
 
-    def step_of_two_seconds(rates: Rates) -> None:
+    def step_of_two_seconds(rates: Rates, is_good: Tensor) -> None:
         now[0] += 2.0
-        step(rates)
+        step(rates, is_good)
 
     monkeypatch.setattr(stage.optimizer, "step", step_of_two_seconds)
     rows = fit(stage)
@@ -239,11 +247,88 @@ def test_when_it_validates(eval_every: int, steps: list[int]) -> None:
     assert not [row for row in fit(stage_of(num_steps=2, eval_every=1)) if "val_bpb" in row]
 
 
-def test_it_saves_once_at_the_end() -> None:
-    saved: list[tuple[int, dict[str, float]]] = []
-    stage = stage_of(num_steps=3, save=lambda step, metrics: saved.append((step, metrics)))
+class Memory:
+    """A keeper of weights and moments in memory, and of what it was asked."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | None = None
+        self.told: list[Any] = []
+        self.kept: dict[int, tuple[Any, Any, Progress]] = {}
+
+    def save(self, progress: Progress, metrics: dict[str, float]) -> None:
+        assert self.stage is not None
+        optimizer = self.stage.optimizer
+        state = {name: moment.clone() for name, moment in optimizer.state().items()}
+        self.kept[progress.step] = (masters(self.stage), state, progress)
+        self.told.append(("save", progress.step, metrics["step"]))
+
+    def validated(self, step: int, val_bpb: float) -> None:
+        self.told.append(("validated", step, val_bpb))
+
+    def check(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.told.append("finish")
+
+    def go_back(self) -> Progress | None:
+        assert self.stage is not None
+        if not self.kept:
+            return None
+        weights, state, progress = self.kept[max(self.kept)]
+        self.stage.optimizer.load_masters(weights)
+        self.stage.optimizer.load_state(state)
+        return progress
+
+
+def kept_stage(memory: Memory, **changes: Any) -> Stage:
+    stage = stage_of(keeper=memory, **changes)
+    memory.stage = stage
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("save_every", "steps"), [(0, [7]), (3, [3, 6, 7]), (7, [7]), (1, list(range(1, 8)))]
+)
+@pytest.mark.req("FR-019")
+def test_when_it_saves(save_every: int, steps: list[int]) -> None:
+    memory = Memory()
+    fit(kept_stage(memory, num_steps=7, save_every=save_every))
+    assert memory.told == [*(("save", step, step) for step in steps), "finish"]
+
+
+@pytest.mark.req("FR-019", "EC-5")
+def test_it_saves_before_it_validates() -> None:
+    memory = Memory()
+
+    def validate() -> float:
+        memory.told.append("validate")
+        if len(memory.told) > 3:
+            raise DataError("the validation text is gone")
+        return 1.5
+
+    stage = kept_stage(memory, num_steps=4, save_every=2, eval_every=2, validate=validate)
+    with pytest.raises(DataError, match="validation text is gone"):
+        fit(stage)
+    assert memory.told == [
+        ("save", 2, 2),
+        "validate",
+        ("validated", 2, 1.5),
+        ("save", 4, 4),
+        "validate",
+    ]
+
+
+@pytest.mark.req("FR-020", "EC-5")
+def test_validation_that_was_missed_is_made_up_for(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    stage = stage_of(num_steps=4, eval_every=2, validate=lambda: 1.5, metrics_path=path)
     rows = fit(stage)
-    assert saved == [(3, rows[-1])]
+    del rows[1]["val_bpb"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+    again = dataclasses.replace(stage, progress=Progress(step=2), validate=lambda: 2.5)
+    assert [row.get("val_bpb") for row in fit(again)] == [None, 2.5, None, 2.5]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 class Recorder(Display):
@@ -255,6 +340,9 @@ class Recorder(Display):
 
     def start(self, stage: str, num_steps: int) -> None:
         self.told.append((stage, num_steps))
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
 
     def step(self, metrics: Any) -> None:
         self.told.append(int(metrics["step"]))
@@ -272,28 +360,181 @@ def test_the_display_is_told() -> None:
 # ------------------------------------------------------------------------------------- failing
 
 
-@pytest.mark.req("FR-060", "SC-007")
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    saved: list[int] = []
+def poison(stage: Stage, bad: set[int]) -> tuple[Stage, Callable[[GPT, Batch], Tensor]]:
+    """The same stage, and a loss that is NaN for these batches."""
+    counting = Counting()
+    numbers: dict[tuple[int, ...], int] = {}
+
+    def remember(index: int, batch: Batch) -> Batch:
+        numbers[tuple(batch.inputs_BT[:, 0].tolist())] = index
+        return batch
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        is_bad = numbers[tuple(batch.inputs_BT[:, 0].tolist())] in bad
+        return loss_sum(model, batch) * (math.nan if is_bad else 1.0)
+
+    counting.change = remember
+    poisoned = dataclasses.replace(stage, stream=counting)
+    if isinstance(stage.keeper, Memory):
+        stage.keeper.stage = poisoned
+    return poisoned, loss
+
+
+@pytest.mark.req("FR-060", "SC-007", "EC-8")
+def test_an_update_that_is_no_number_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, path = Memory(), tmp_path / "metrics.jsonl"
     display = Recorder()
-    stage = stage_of(
-        num_steps=5,
-        display=display,
-        metrics_path=tmp_path / "metrics.jsonl",
-        save=lambda step, metrics: saved.append(step),
+    stage, loss = poison(kept_stage(memory, num_steps=6, metrics_path=path, display=display), {2})
+    monkeypatch.setattr(module, "loss_sum", loss)
+    rows = fit(stage)
+    assert [math.isfinite(row["loss"]) for row in rows] == [True, True, False, True, True, True]
+    assert json.loads(path.read_text().splitlines()[2])["loss"] is None
+    assert stage.optimizer.num_steps == 5
+    assert memory.kept[6][2].discarded == (2,) and memory.kept[6][2].skipped == ()
+    assert "step 3 (batch 2): loss nan, gradient norm nan: its update is thrown away" in (
+        " ".join(str(line) for line in display.told)
     )
+
+
+@pytest.mark.req("FR-060", "SC-007", "EC-8")
+def test_too_many_send_it_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    stage = kept_stage(memory, num_steps=8, save_every=2, max_skips=2)
+    stage, loss = poison(stage, {4, 5})
+    monkeypatch.setattr(module, "loss_sum", loss)
+    rows = fit(stage)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    progress = memory.kept[8][2]
+    assert progress.skipped == (4, 5) and progress.num_returns == 1
+    assert progress.discarded == (4, 5)
+    # The very weights of a run that never saw those batches.
+    other = Memory()
+    clean = kept_stage(other, num_steps=8)
+    clean = dataclasses.replace(clean, progress=Progress(skipped=(4, 5)))
+    monkeypatch.setattr(module, "loss_sum", loss_sum)
+    fit(clean)
+    assert furthest(other.kept[8][0], memory.kept[8][0]) == 0.0
+
+
+@pytest.mark.req("FR-060", "SC-007", "EC-8")
+def test_the_second_time_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, display = Memory(), Recorder()
+    stage = kept_stage(memory, num_steps=20, save_every=2, max_skips=2, display=display)
+    stage, loss = poison(stage, set(range(4, 20)))
+    monkeypatch.setattr(module, "loss_sum", loss)
+    with pytest.raises(
+        TrainingError, match=r"2 updates in a row .* gone back once .* batches 4 to 5: lower --lr"
+    ):
+        fit(stage)
+    assert display.told[-1] == "stop" and max(memory.kept) == 4
+    nothing_kept, loss = poison(stage_of(num_steps=9, max_skips=3), set(range(9)))
+    monkeypatch.setattr(module, "loss_sum", loss)
+    with pytest.raises(TrainingError, match="there is no checkpoint to go back to"):
+        fit(nothing_kept)
+
+
+@pytest.mark.req("FR-060", "EC-8")
+def test_a_spike_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = Recorder()
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        height = 9.0 if stage.optimizer.num_steps == 27 else 1.0
+        return loss_sum(model, batch) * height
+
+    stage = stage_of(num_steps=30, display=display, lr_scale=1e-6)
+    monkeypatch.setattr(module, "loss_sum", loss)
+    fit(stage)
+    said = [line for line in display.told if isinstance(line, str) and "deviations" in line]
+    assert len(said) == 1 and "step 28 (batch 27): loss" in said[0]
+
+
+def fill_memory(stage: Stage, most_rows: int) -> Callable[[GPT, Batch], Tensor]:
+    """A loss for which no more than so many rows fit."""
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        total = loss_sum(model, batch)
+        if batch.inputs_BT.size(0) > most_rows:
+            total.backward()  # some gradients are there already when it happens
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return total
+
+    return loss
+
+
+@pytest.mark.req("EC-1")
+def test_memory_that_runs_out_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    display = Recorder()
+    stage = stage_of(num_steps=2, display=display, replanned=plans.append)
+    whole = stage_of(num_steps=2, device_batch_rows=1)
+    fit(whole)
+    monkeypatch.setattr(module, "loss_sum", fill_memory(stage, 1))
+    rows = fit(stage)
+    assert len(rows) == 2 and [plan.device_batch_rows for plan in plans] == [1]
+    assert plans[0].reasons["at once"] == "memory ran out with more"
+    assert furthest(masters(stage), masters(whole)) == 0.0  # redone, not half done
+    assert any("1 rows are computed at once" in str(line) for line in display.told)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 9 bytes"
+            ),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+@pytest.mark.req("EC-1")
+def test_no_room_for_a_single_row(
+    error: Exception, is_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(module, "loss_sum", loss)
+    expected = (
+        (TrainingError, "out of memory with one row of 32 tokens")
+        if is_memory
+        else (RuntimeError, "shapes do not fit")
+    )
+    with pytest.raises(expected[0], match=expected[1]):
+        fit(stage_of())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.req("FR-020", "EC-5")
+def test_a_signal_ends_it_after_the_step(number: signal.Signals) -> None:
+    memory = Memory()
+    stage = kept_stage(memory, num_steps=9)
     step = stage.optimizer.step
 
-    def step_then_break(rates: Rates) -> None:
-        step(rates)
-        if stage.optimizer.num_steps == 2:
-            stage.model.embedding.weight.data.fill_(math.nan)
+    def step_and_send(rates: Rates, is_good: Tensor) -> None:
+        step(rates, is_good)
+        if stage.optimizer.num_steps == 4:
+            os.kill(os.getpid(), number)
 
-    stage.optimizer.step = step_then_break  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match=r"loss is nan at step 3 .*--lr-scale.*float32"):
+    stage.optimizer.step = step_and_send  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 4 of 9") as stopped:
         fit(stage)
-    assert saved == [] and display.told[-1] == "stop"
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert stopped.value.exit_code == 128 + number
+    assert memory.told == [("save", 4, 4), "finish"]
+    assert signal.getsignal(number) == before
+    whole = Memory()
+    fit(kept_stage(whole, num_steps=9))
+    stage.optimizer.step = step  # type: ignore[method-assign]
+    fit(dataclasses.replace(stage, progress=memory.kept[4][2]))
+    assert furthest(memory.kept[9][0], whole.kept[9][0]) == 0.0
 
 
 def test_a_broken_stream_is_heard() -> None:

@@ -69,7 +69,7 @@ def test_variance_is_reduced_along_the_longer_side(shape: tuple[int, int]) -> No
     rows, columns = shape
     variance = torch.zeros((2, rows, 1) if rows >= columns else (2, 1, columns)).double()
     before = x_MRC.clone()
-    y_MRC = reduce_variance(x_MRC, variance, beta2=0.9)
+    y_MRC = reduce_variance(x_MRC, variance, weight=0.1)
     torch.testing.assert_close(y_MRC.norm(dim=(1, 2)), before.norm(dim=(1, 2)))
     mean = before.square().mean(dim=-1 if rows >= columns else -2, keepdim=True)
     torch.testing.assert_close(variance, 0.1 * mean)

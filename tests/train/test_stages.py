@@ -133,7 +133,7 @@ def test_the_run_directory(story: Story) -> None:
             "plan.json",
         ]
         steps = len(finished.metrics)
-        assert [path.name for path in (stage / "checkpoints").iterdir()] == [f"step_{steps:06d}"]
+        assert (stage / f"checkpoints/step_{steps:06d}/manifest.json").is_file()
         assert sorted(path.name for path in finished.checkpoint.iterdir()) == [
             "config.json",
             "manifest.json",
@@ -167,7 +167,10 @@ def test_lineage(story: Story) -> None:
     assert base["parent"] is None
     assert mid["parent"] == str(story.base.checkpoint)
     assert tuned["parent"] == str(story.mid.checkpoint)  # `d2` alone: its last stage
-    assert (base["step"], tuned["step"]) == (6, 4) and base["metrics"] == story.base.metrics[-1]
+    assert (base["step"], tuned["step"]) == (6, 4)
+    last = dict(story.base.metrics[-1])
+    del last["val_bpb"]  # measured after saving
+    assert base["metrics"] == last
     loaded = load("d2", home=story.home)
     assert (loaded.path, loaded.stage, loaded.is_chat) == (story.tuned.checkpoint, "sft", True)
 
@@ -343,7 +346,8 @@ def test_an_unfinished_stage_begins_anew(corpora: Corpora, home: Path) -> None:
     config = pretrain_config(home, num_steps=1, eval_every=0)
     done = pretrain(config, tokenizer, train, validation, QUIET)
     assert len((stage / "metrics.jsonl").read_text().splitlines()) == 1
-    assert [path.name for path in done.checkpoint.parent.iterdir()] == ["step_000001"]
+    names = sorted(path.name for path in done.checkpoint.parent.iterdir())
+    assert names == ["best.json", "step_000001"]
 
 
 @pytest.mark.req("FR-060")

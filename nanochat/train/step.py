@@ -1,0 +1,128 @@
+"""One batch -> one update.   in: a rank's rows of a batch   out: StepResult, weights moved
+who calls: loop.py
+
+The rows are computed in parts whose gradients add up (and, over ranks, are summed).  Where memory
+runs out the parts are halved and the step is done again.  An update that is no finite number is
+thrown away on the device; nothing here waits for a GPU.
+Read next: optim.py (the update), loop.py (what follows from a result).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanochat.batches.batch import Batch, micro_batches
+from nanochat.common.dist import World
+from nanochat.common.errors import TrainingError
+from nanochat.model.gpt import GPT
+from nanochat.train.optim import Optimizer, Rates
+
+__all__ = ["LossFunction", "StepResult", "Stepper"]
+
+LossFunction = Callable[[GPT, Batch], Tensor]
+
+MICRO_BATCH_MULTIPLE = 32  # padded rows are cut back to a multiple of this many tokens
+
+
+class StepResult(NamedTuple):
+    """What one step measured; tensors still on the device."""
+
+    loss: Tensor
+    """Mean over the targets of all ranks."""
+    grad_norm: Tensor
+    """Euclidean norm of all gradients."""
+    is_good: Tensor
+    """Whether both are finite, so that the update was applied."""
+    num_targets: int
+    """Of all ranks; without any, nothing is changed."""
+
+
+class Stepper:
+    """Computes steps, and remembers how many rows fit at once."""
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        compute: LossFunction,
+        *,
+        device_rows: int,
+        is_padded: bool = False,
+        world: World | None = None,
+    ) -> None:
+        self.device_rows = device_rows
+        """Rows computed at once; halved when memory runs out."""
+        self._model, self._optimizer, self._compute = model, optimizer, compute
+        self._multiple = MICRO_BATCH_MULTIPLE if is_padded else None
+        self._world = world or World()
+        weight = model.embedding.weight
+        self._device = weight.device
+        self._nothing = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
+
+    def step(self, batch: Batch, rates: Rates) -> StepResult:
+        """The weights moved by one batch.
+
+        Raises: TrainingError when memory does not suffice for a single row.
+        """
+        num_targets = self._world.total(batch.num_targets)
+        loss = self._loss(batch, num_targets)
+        if num_targets == 0:
+            return StepResult(loss, torch.zeros_like(loss), torch.ones_like(loss).bool(), 0)
+        gradients = self._optimizer.gradients()
+        self._world.sum_([*gradients, loss])
+        norms = torch._foreach_norm(gradients)
+        grad_norm = torch.linalg.vector_norm(torch.stack([norm.to(loss.dtype) for norm in norms]))
+        is_good = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self._optimizer.step(rates, is_good)
+        return StepResult(loss, grad_norm, is_good, num_targets)
+
+    def _loss(self, batch: Batch, num_targets: int) -> Tensor:
+        """This rank's share of the mean loss, its gradients gathered, in as many parts as fit."""
+        while True:
+            failure: BaseException | None = None
+            loss = self._nothing
+            try:
+                loss = self._loss_in_parts(batch, num_targets)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failure = error
+            # One rank without memory is enough: all take the same, smaller parts.
+            if not self._world.largest(failure is not None):
+                return loss
+            self._halve(batch, failure)
+
+    def _loss_in_parts(self, batch: Batch, num_targets: int) -> Tensor:
+        losses = []
+        for part in micro_batches(batch, self.device_rows, self._multiple):
+            if part.num_targets == 0:
+                continue
+            part = Batch(
+                part.inputs_BT.to(self._device, non_blocking=True),
+                part.targets_BT.to(self._device, non_blocking=True),
+            )
+            loss = self._compute(self._model, part) / num_targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.stack(losses).sum() if losses else self._nothing.clone()
+
+    def _halve(self, batch: Batch, failure: BaseException | None) -> None:
+        self._optimizer.discard_gradients()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.device_rows == 1:
+            raise TrainingError(
+                f"out of memory with one row of {batch.inputs_BT.shape[1]} tokens at once on "
+                f"{self._device} ({failure or 'on another rank'}): lower --context-len or --depth"
+            ) from failure
+        self.device_rows //= 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU's and MPS's allocators only have words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text
