@@ -1,21 +1,20 @@
 """A checkpoint on disk.   in: weights, config, tokenizer   out: a directory that is whole or absent
-who calls: train (through the door), resolve.py
+who calls: saver.py, resolve.py, train
 
     step_000500/
-      manifest.json           format version, every file's size and SHA-256, step, versions;
-      written last
+      manifest.json           format version, every file's size and SHA-256, step; written last
       config.json             GPTConfig
       model.safetensors       float32 masters, by name
-      optimizer.safetensors   moments by weight name (absent where nothing is meant to go on from
-      it)
-      state.json              stage, step, metrics, lineage
+      optimizer.safetensors   moments by weight name; absent where nothing is to go on from it
+      state.json              stage, step, metrics, lineage, what resuming needs
       tokenizer/tokenizer.json
 
 Written to a temporary sibling, flushed, renamed: what has no valid manifest does not exist.
-Read next: resolve.py (names -> directories), reference.py (karpathy/nanochat's files).
+Read next: manifest.py (what is verified), saver.py (beside training), resolve.py (names).
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -26,12 +25,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import nanochat
+from nanochat.checkpoint.fit import check_moments, check_vocabulary, check_weights
+from nanochat.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    describe_files,
+    read_manifest,
+    read_object,
+    verify_files,
+    write_manifest,
+)
+from nanochat.checkpoint.tensor_file import save_tensors
+from nanochat.checkpoint.upgrades import Contents, upgraded
 from nanochat.common.errors import CheckpointError, ConfigError, TokenizerError
-from nanochat.common.files import read_json, sha256_of_file, write_json_atomically
+from nanochat.common.files import write_json_atomically
 from nanochat.model.config import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -47,9 +59,11 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-FORMAT_VERSION = 1
+CONFIG = "config.json"
+MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-REQUIRED = ("config.json", "model.safetensors", "state.json", "tokenizer/tokenizer.json")
+STATE = "state.json"
+TOKENIZER = "tokenizer/tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,41 +90,41 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     temporary = directory.with_name(f".{directory.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "tokenizer").mkdir(parents=True)
-        write_json_atomically(temporary / "config.json", checkpoint.config.to_json())
-        _save_tensors(checkpoint.weights, temporary / "model.safetensors")
-        if checkpoint.optimizer is not None:
-            _save_tensors(checkpoint.optimizer, temporary / OPTIMIZER)
-        write_json_atomically(temporary / "state.json", dict(checkpoint.state))
-        checkpoint.tokenizer.save(temporary / "tokenizer" / "tokenizer.json")
-        write_json_atomically(temporary / "manifest.json", _manifest(temporary, checkpoint))
+        _write_files(temporary, checkpoint)
         _flush(temporary)
         temporary.rename(directory)
         _flush_directory(directory.parent)
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory}: not saved, {error}; earlier checkpoints are untouched"
-        ) from error
+        raise _not_saved(directory, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # once renamed, there is none
 
 
-def load_checkpoint(directory: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """The checkpoint of a directory, its sizes and hashes verified, its tensors compared with its
-    config.
+def load_checkpoint(
+    directory: Path, *, with_optimizer: bool = False, with_hashes: bool = True
+) -> Checkpoint:
+    """The checkpoint of a directory: every file as the manifest says, weights as the config says,
+    the tokenizer the model's own.
 
+    Sizes are always compared; without `with_hashes` damage of the same size goes unseen.
     Raises: CheckpointError naming the file and the reason.
     """
-    manifest = _read_manifest(directory / "manifest.json")
-    for name, entry in manifest["files"].items():
-        _verify(directory / name, entry)
-    has_optimizer = OPTIMIZER in manifest["files"]
+    manifest = read_manifest(directory / MANIFEST)
+    verify_files(directory, manifest, with_hashes=with_hashes)
+    has_optimizer = with_optimizer and OPTIMIZER in manifest.files
+    contents = upgraded(_read_contents(directory, has_optimizer), manifest.format_version)
+    config = _config(contents, directory / CONFIG)
+    check_weights(config, contents.weights, str(directory / MODEL), torch.float32)
+    if contents.optimizer is not None:
+        check_moments(contents.weights, contents.optimizer, str(directory / OPTIMIZER))
+    tokenizer = _read_tokenizer(directory / TOKENIZER, manifest.tokenizer_hash)
+    check_vocabulary(config, tokenizer.vocab_size, str(directory / TOKENIZER))
     return Checkpoint(
-        config=_read_config(directory / "config.json"),
-        weights=_tensors(directory / "model.safetensors"),
-        tokenizer=_read_tokenizer(directory / "tokenizer" / "tokenizer.json", manifest),
-        optimizer=_tensors(directory / OPTIMIZER) if with_optimizer and has_optimizer else None,
-        state=_read_state(directory / "state.json"),
+        config=config,
+        weights=contents.weights,
+        tokenizer=tokenizer,
+        optimizer=contents.optimizer,
+        state=_state(contents, directory / STATE, manifest.step),
     )
 
 
@@ -119,8 +133,7 @@ def verify_checkpoint(directory: Path) -> None:
 
     Raises: CheckpointError naming the file and the reason.
     """
-    for name, entry in _read_manifest(directory / "manifest.json")["files"].items():
-        _verify(directory / name, entry)
+    verify_files(directory, read_manifest(directory / MANIFEST))
 
 
 def find_steps(directory: Path) -> dict[int, Path]:
@@ -134,7 +147,7 @@ def checkpoints_in(checkpoints: Path) -> dict[int, Path]:
     found = {
         int(match[1]): path
         for path in checkpoints.glob("step_*")
-        if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "manifest.json").is_file()
+        if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / MANIFEST).is_file()
     }
     return dict(sorted(found.items()))
 
@@ -162,106 +175,82 @@ def newest_valid(
     return None
 
 
-def _manifest(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {
-        "format_version": FORMAT_VERSION,
-        "nanochat": nanochat.__version__,
-        "torch": torch.__version__,
-        "step": checkpoint.state.get("step"),
-        "tokenizer_hash": checkpoint.tokenizer.content_hash,
-        "files": {
-            str(path.relative_to(directory)): {
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of_file(path),
-            }
-            for path in files
-        },
-    }
+def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
+    """All files, the manifest last."""
+    (directory / TOKENIZER).parent.mkdir(parents=True)
+    write_json_atomically(directory / CONFIG, checkpoint.config.to_json())
+    save_tensors(checkpoint.weights, directory / MODEL)
+    if checkpoint.optimizer is not None:
+        save_tensors(checkpoint.optimizer, directory / OPTIMIZER)
+    write_json_atomically(directory / STATE, dict(checkpoint.state))
+    checkpoint.tokenizer.save(directory / TOKENIZER)
+    write_manifest(
+        directory,
+        Manifest(
+            format_version=FORMAT_VERSION,
+            nanochat=nanochat.__version__,
+            torch=torch.__version__,
+            step=checkpoint.state.get("step"),
+            tokenizer_hash=checkpoint.tokenizer.content_hash,
+            files=describe_files(directory),
+        ),
+    )
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _not_saved(directory: Path, error: Exception) -> CheckpointError:
+    remedy = ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = ": free some space, or keep fewer (--keep-last), and go on with --resume"
+    return CheckpointError(
+        f"{directory}: not saved, {error}; earlier checkpoints are untouched{remedy}"
+    )
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file(_plain(tensors), path)
-    shutil.copymode(path.parent / "config.json", path)  # safetensors makes its files private
+def _read_contents(directory: Path, has_optimizer: bool) -> Contents:
+    return Contents(
+        config=read_object(directory / CONFIG),
+        state=read_object(directory / STATE),
+        weights=_read_tensors(directory / MODEL),
+        optimizer=_read_tensors(directory / OPTIMIZER) if has_optimizer else None,
+    )
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Mapped into memory, not copied: pages come from the disk's cache when they are first used."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _config(contents: Contents, path: Path) -> GPTConfig:
     try:
-        value = read_json(path)
-    except (OSError, ValueError) as error:  # both name the file
-        raise CheckpointError(str(error)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = _read(path)
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version!r}, this nanochat reads {FORMAT_VERSION}: the "
-            "checkpoint was written by another version"
-        )
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{path}: files is {files!r}, expected sizes and hashes by name")
-    if missing := [name for name in REQUIRED if name not in files]:
-        raise CheckpointError(f"{path}: lists no {missing[0]}, expected {', '.join(REQUIRED)}")
-    return manifest
-
-
-def _read_config(path: Path) -> GPTConfig:
-    try:
-        return GPTConfig.from_json(_read(path))
+        return GPTConfig.from_json(contents.config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    state = _read(path)
+def _state(contents: Contents, path: Path, step: int | None) -> dict[str, Any]:
+    state = dict(contents.state)
     for name, kind in (("stage", str), ("step", int), ("batch_tokens", int)):
         if not isinstance(state.get(name, kind()), kind):
             raise CheckpointError(f"{path}: {name} is {state[name]!r}, expected {kind.__name__}")
+    if state.get("step") != step:
+        raise CheckpointError(f"{path}: step is {state.get('step')}, the manifest says {step}")
     return state
 
 
-def _read_tokenizer(path: Path, manifest: Mapping[str, Any]) -> Tokenizer:
+def _read_tokenizer(path: Path, expected_hash: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.load(path)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from error  # it names the file
-    if tokenizer.content_hash != manifest.get("tokenizer_hash"):
+    if tokenizer.content_hash != expected_hash:
         raise CheckpointError(
             f"{path}: the tokenizer is another one ({tokenizer.content_hash[:12]}) than the "
-            f"manifest's ({str(manifest.get('tokenizer_hash'))[:12]})"
+            f"manifest's ({str(expected_hash)[:12]})"
         )
     return tokenizer
-
-
-def _verify(path: Path, entry: object) -> None:
-    expected = entry if isinstance(entry, dict) else {}
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, though the manifest lists it")
-    if path.stat().st_size != expected.get("bytes"):
-        raise CheckpointError(
-            f"{path}: {path.stat().st_size} bytes, the manifest says {expected.get('bytes')}"
-        )
-    if sha256_of_file(path) != expected.get("sha256"):
-        raise CheckpointError(
-            f"{path}: its SHA-256 differs from the manifest: the file was changed or damaged"
-        )
 
 
 def _flush(directory: Path) -> None:

@@ -8,25 +8,39 @@ Read next: format.py, reference.py.
 """
 
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from nanochat.checkpoint import reference as karpathy
-from nanochat.checkpoint.format import Checkpoint, find_steps, load_checkpoint
+from nanochat.checkpoint.fit import check_vocabulary, check_weights
+from nanochat.checkpoint.format import Checkpoint, find_steps, load_checkpoint, verify_checkpoint
 from nanochat.common.config import nearest
 from nanochat.common.errors import CheckpointError
 from nanochat.common.files import home_dir
-from nanochat.model.cost import count_parameters
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.reference import load_reference_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["STAGES", "Loaded", "load", "read", "resolve", "restore", "run_directory"]
+__all__ = [
+    "STAGES",
+    "Loaded",
+    "candidates",
+    "load",
+    "read",
+    "read_newest",
+    "resolve",
+    "restore",
+    "run_directory",
+]
 
 STAGES = ("pretrain", "midtrain", "sft")  # in the order they are run
 CHAT_STAGES = ("midtrain", "sft", "rl")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +77,14 @@ def load(
     home: Path | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    with_hashes: bool = True,
 ) -> Loaded:
     """The model and tokenizer that a reference names, verified, in `dtype` on `device`, ready to
     run.
 
     Raises: CheckpointError saying what was looked for, what there is, and what to do.
     """
-    path = resolve(reference, home)
-    checkpoint = read(path)
+    path, checkpoint = read_newest(reference, home, with_hashes=with_hashes)
     model = restore(checkpoint, str(path))
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -86,14 +100,48 @@ def load(
 
 
 def resolve(reference: str, home: Path | None = None, *, before: str | None = None) -> Path:
-    """The checkpoint directory that a reference names.
+    """The checkpoint directory that a reference names: the newest that is whole, if no step is
+    named.
 
     A run alone stands for its last finished stage; with `before`, for the last one before that.
+    Damaged ones are passed over, with a line about each on standard error.
+    Raises: CheckpointError if there is none, with the nearest run name.
+    """
+    paths = candidates(reference, home, before=before)
+    if len(paths) == 1:  # named, or alone: whoever reads it says what is wrong
+        return paths[0]
+    path, _ = _first_whole(paths, _verified)
+    return path
+
+
+def read_newest(
+    reference: str,
+    home: Path | None = None,
+    *,
+    before: str | None = None,
+    with_optimizer: bool = False,
+    with_hashes: bool = True,
+) -> tuple[Path, Checkpoint]:
+    """The directory that `resolve` would name, and what is in it; every byte is read once.
+
+    Raises: CheckpointError as `resolve` and `read` do.
+    """
+    paths = candidates(reference, home, before=before)
+    return _first_whole(
+        paths, lambda path: read(path, with_optimizer=with_optimizer, with_hashes=with_hashes)
+    )
+
+
+def candidates(
+    reference: str, home: Path | None = None, *, before: str | None = None
+) -> list[Path]:
+    """The checkpoint directories that a reference may mean, newest first; one, if it names a step.
+
     Raises: CheckpointError if there is none, with the nearest run name.
     """
     as_path = Path(reference).expanduser()
     if reference and as_path.is_dir():
-        return _checkpoint_in(as_path)
+        return _checkpoints_in(as_path)
     match = re.fullmatch(r"(?P<run>[^/@]+)(/(?P<stage>[^/@]+))?(@(?P<step>\d+))?", reference)
     runs = home_dir(home) / "runs"
     if match is None or not (runs / match["run"]).is_dir():
@@ -116,7 +164,7 @@ def resolve(reference: str, home: Path | None = None, *, before: str | None = No
         raise CheckpointError(
             f"run {match['run']} has no stage {stage!r}: it has {', '.join(have) or 'none'}"
         )
-    return _checkpoint_in(directory / stage, int(match["step"]) if match["step"] else None)
+    return _checkpoints_in(directory / stage, int(match["step"]) if match["step"] else None)
 
 
 def restore(checkpoint: Checkpoint, where: str) -> GPT:
@@ -126,42 +174,23 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
             tokenizer that
             does not fit.
     """
-    config = checkpoint.config
-    if checkpoint.tokenizer.vocab_size != config.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {checkpoint.tokenizer.vocab_size} tokens, the model "
-            f"{config.vocab_size}"
-        )
-    # Before anything is made of a size that only the config claims.
-    claimed, held = count_parameters(config).total, _num_weights(checkpoint)
-    if claimed > 2 * held:
-        raise CheckpointError(f"{where}: the config is for {claimed:,} weights, it holds {held:,}")
+    check_vocabulary(checkpoint.config, checkpoint.tokenizer.vocab_size, where)
+    check_weights(checkpoint.config, checkpoint.weights, where)
     with torch.device("meta"):
-        model = GPT(config)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
-    if wanted != found:
-        names = sorted(
-            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-        )
-        first = names[0]
-        raise CheckpointError(
-            f"{where}: {len(names)} tensors do not fit the config, such as {first}: "
-            f"expected {wanted.get(first, 'none')}, found {found.get(first, 'none')}"
-        )
+        model = GPT(checkpoint.config)
     weights = {name: tensor.float() for name, tensor in checkpoint.weights.items()}
     model.load_state_dict(weights, assign=True)  # no second copy, no first weights made for nothing
     return model
 
 
-def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
-    """The checkpoint in a directory of either format; moments only from our own.
+def read(path: Path, *, with_optimizer: bool = False, with_hashes: bool = True) -> Checkpoint:
+    """The checkpoint in a directory of either format; moments, and hashes, only from our own.
 
     Raises: CheckpointError naming the file and the reason.
     """
     files = karpathy.find_files(path)
     if files is None:
-        return load_checkpoint(path, with_optimizer=with_optimizer)
+        return load_checkpoint(path, with_optimizer=with_optimizer, with_hashes=with_hashes)
     weights = karpathy.load_weights(files.model)
     config = karpathy.load_config(files.meta, weights)
     stage = {"base": "pretrain", "mid": "midtrain", "chatsft": "sft", "chatrl": "rl"}
@@ -174,8 +203,33 @@ def read(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     )
 
 
-def _num_weights(checkpoint: Checkpoint) -> int:
-    return sum(tensor.numel() for tensor in checkpoint.weights.values())
+def _verified(path: Path) -> None:
+    if karpathy.find_files(path) is None:
+        verify_checkpoint(path)
+
+
+def _first_whole(paths: list[Path], look: Callable[[Path], T]) -> tuple[Path, T]:
+    """The first path that `look` does not refuse, and what it returned; one line for each passed
+    over.
+
+    Raises: CheckpointError of the first if all are refused.
+    """
+    refused: list[tuple[Path, CheckpointError]] = []
+    for path in paths:
+        try:
+            found = look(path)
+        except CheckpointError as error:
+            refused.append((path, error))
+            continue
+        for newer, reason in refused:
+            print(
+                f"nanochat: {newer.name} is passed over for {path.name}: {reason}", file=sys.stderr
+            )
+        return path, found
+    _, first = refused[0]
+    if len(refused) == 1:
+        raise first
+    raise CheckpointError(f"{first} (and {len(refused) - 1} older checkpoints are refused too)")
 
 
 def _reference_tokenizer(path: Path) -> Path:
@@ -199,20 +253,20 @@ def _last_stage(directory: Path, before: str | None = None) -> str:
     return done[-1]
 
 
-def _checkpoint_in(directory: Path, step: int | None = None) -> Path:
+def _checkpoints_in(directory: Path, step: int | None = None) -> list[Path]:
     if karpathy.find_files(directory) is not None or (directory / "manifest.json").is_file():
-        return directory
+        return [directory]
     steps = find_steps(directory)
     if not steps and any(find_steps(directory / stage) for stage in STAGES):
-        return _checkpoint_in(directory / _last_stage(directory), step)
+        return _checkpoints_in(directory / _last_stage(directory), step)
     if not steps:
         raise CheckpointError(
             f"{directory}: holds no checkpoint (no manifest.json, no model_*.pt, no checkpoints/)"
         )
     if step is None:
-        return steps[max(steps)]
+        return list(reversed(steps.values()))
     if step not in steps:
         raise CheckpointError(
             f"{directory} has no step {step}: it has {', '.join(map(str, steps))}"
         )
-    return steps[step]
+    return [steps[step]]

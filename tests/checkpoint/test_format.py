@@ -1,6 +1,7 @@
 """A checkpoint is whole or absent, comes back bit for bit, and is refused when it is damaged."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import stat
@@ -20,7 +21,10 @@ from nanochat.checkpoint.format import (
     Checkpoint,
     find_steps,
     load_checkpoint,
+    newest_valid,
     save_checkpoint,
+    step_path,
+    verify_checkpoint,
 )
 from nanochat.common.errors import CheckpointError
 from nanochat.common.files import sha256_of_file
@@ -56,7 +60,14 @@ def reseal(directory: Path, *names: str, **changes: Any) -> None:
     for name in names:
         file = directory / name
         manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-    path.write_text(json.dumps(manifest | changes))
+    seal(path, manifest | changes)
+
+
+def seal(path: Path, manifest: dict[str, Any]) -> None:
+    """A manifest with a digest of its own that is right."""
+    zeros = "0" * 64
+    text = json.dumps(manifest | {"manifest_sha256": zeros})
+    path.write_text(text.replace(zeros, hashlib.sha256(text.encode()).hexdigest()))
 
 
 # ---------------------------------------------------------------------------------- there and back
@@ -80,15 +91,19 @@ def test_everything_comes_back_bit_for_bit(saved: Path, checkpoint: Checkpoint) 
 
 @pytest.mark.req("SC-008")
 def test_rare_bits_survive(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    """Infinities, NaNs of any payload, minus zero, subnormals, other dtypes."""
+    """Infinities, NaNs of any payload, minus zero, subnormals; weights that lie strided."""
     bits = torch.tensor([0x7FC00001, 0x7F800000, -0x00800000, -0x80000000, 1], dtype=torch.int64)
     rare = bits.to(torch.int32).view(torch.float32)
-    weights = {"rare": rare, "narrow": rare.bfloat16(), "strided": torch.arange(6.0).view(2, 3).T}
+    weights = dict(checkpoint.weights)
+    head = weights["head.weight"]
+    weights["head.weight"] = rare.repeat(head.numel() // 5).view(head.T.shape).T  # strided
+    weights["embedding.weight"] = rare[:1].expand(weights["embedding.weight"].shape)
     save_checkpoint(tmp_path / "step_1", dataclasses.replace(checkpoint, weights=weights))
     loaded = load_checkpoint(tmp_path / "step_1").weights
-    assert torch.equal(loaded["rare"].view(torch.int32), rare.view(torch.int32))
-    assert torch.equal(loaded["narrow"].view(torch.int16), weights["narrow"].view(torch.int16))
-    assert torch.equal(loaded["strided"], weights["strided"])
+    for name, weight in weights.items():
+        assert torch.equal(loaded[name].view(torch.int32), weight.contiguous().view(torch.int32)), (
+            name
+        )
 
 
 @pytest.mark.req("FR-045", "FR-047")
@@ -116,7 +131,7 @@ def test_moments_may_be_left_out(tmp_path: Path, checkpoint: Checkpoint) -> None
 def test_a_leftover_file_of_moments_is_not_read(saved: Path, checkpoint: Checkpoint) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     del manifest["files"]["optimizer.safetensors"]
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    seal(saved / "manifest.json", manifest)
     assert load_checkpoint(saved, with_optimizer=True).optimizer is None
 
 
@@ -145,7 +160,7 @@ def test_what_is_interrupted_never_existed(
 
         return call
 
-    for name in ("write_json_atomically", "save_file", "_flush"):
+    for name in ("write_json_atomically", "save_tensors", "write_manifest", "_flush"):
         monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
     directory = saved.with_name("step_000006")
     with pytest.raises(CheckpointError if isinstance(error, OSError) else type(error)) as caught:
@@ -272,6 +287,7 @@ def test_a_damaged_file_is_named(name: str, saved: Path) -> None:
         ("{", "manifest.json, line 1: not JSON"),
         ("[]", "manifest.json is a list, expected a JSON object"),
         ("{}", "manifest.json: format version None, this nanochat reads 1"),
+        ('{"format_version": true}', "manifest.json: format version True"),
         ('{"format_version": 2}', "manifest.json: format version 2, .* by another version"),
         ('{"format_version": 1}', "manifest.json: files is None"),
         ('{"format_version": 1, "files": {}}', "manifest.json: lists no config.json, expected"),
@@ -292,7 +308,7 @@ def test_a_manifest_that_is_none(text: str | bytes | None, message: str, saved: 
 def test_entries_that_say_nothing(entry: Any, saved: Path) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["files"]["model.safetensors"] = entry
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    seal(saved / "manifest.json", manifest)
     with pytest.raises(CheckpointError, match="model.safetensors: .* bytes, the manifest says"):
         load_checkpoint(saved)
 
@@ -355,9 +371,111 @@ def test_weights_that_are_no_safetensors(saved: Path) -> None:
         reseal(saved, "model.safetensors")
         with pytest.raises(CheckpointError, match="model.safetensors: not a readable safetensors"):
             load_checkpoint(saved)
-    save_file({"a": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w | {"a": torch.zeros(2)}, "1 tensors .*such as a: expected none, found .2,."),
+        (
+            lambda w: w | {"head.weight": w["head.weight"].bfloat16()},
+            r"such as head.weight: expected \(320, 32\) float32, found \(320, 32\) bfloat16",
+        ),
+        (
+            lambda w: w | {"head.weight": w["head.weight"].T.contiguous()},
+            r"expected \(320, 32\) float32, found \(32, 320\) float32",
+        ),
+        (
+            lambda w: {name: tensor for name, tensor in w.items() if name != "head.weight"},
+            r"head.weight: expected \(320, 32\) float32, found none",
+        ),
+        (lambda w: {"a": torch.zeros(2)}, "the config is for [0-9,]+ weights, it holds 2"),
+    ],
+)
+@pytest.mark.req("FR-047", "EC-2")
+def test_weights_of_another_model(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+    saved: Path,
+    checkpoint: Checkpoint,
+) -> None:
+    path = saved / "model.safetensors"
+    save_file(change({name: w.clone() for name, w in checkpoint.weights.items()}), path)
     reseal(saved, "model.safetensors")
-    assert set(load_checkpoint(saved).weights) == {"a"}  # restore compares with the config
+    with pytest.raises(CheckpointError, match=f"model.safetensors: .*{message}"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "moment", "message"),
+    [
+        ("stranger/first", torch.zeros(2), "stranger/first belongs to no weight of the model"),
+        ("head.weight/first", torch.zeros(320, 1), r"has shape \(320, 1\), its weight \(320, 32\)"),
+        ("head.weight/second", torch.zeros(5, 32), r"has shape \(5, 32\), its weight \(320, 32\)"),
+        ("head.weight/second", torch.zeros(320), r"has shape \(320,\), its weight \(320, 32\)"),
+        ("head.weight/first", torch.zeros(320, 32).half(), "is float16, expected float32"),
+    ],
+)
+@pytest.mark.req("FR-047", "EC-2")
+def test_moments_of_another_model(
+    key: str, moment: torch.Tensor, message: str, saved: Path, checkpoint: Checkpoint
+) -> None:
+    path = saved / "optimizer.safetensors"
+    assert checkpoint.optimizer is not None
+    kept = {name: tensor.clone() for name, tensor in checkpoint.optimizer.items()}
+    save_file(kept | {key: moment}, path)
+    reseal(saved, "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match=f"optimizer.safetensors: .*{message}"):
+        load_checkpoint(saved, with_optimizer=True)
+    assert load_checkpoint(saved).optimizer is None  # nobody asked for them
+
+
+@pytest.mark.req("FR-047", "EC-2")
+def test_a_vocabulary_of_another_size(saved: Path) -> None:
+    other = Tokenizer([bytes([byte]) for byte in range(256)])
+    other.save(saved / "tokenizer" / "tokenizer.json")
+    reseal(saved, "tokenizer/tokenizer.json", tokenizer_hash=other.content_hash)
+    with pytest.raises(CheckpointError, match="the tokenizer has 265 tokens, the model 300"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.req("FR-047")
+def test_hashes_may_be_left_out_sizes_never(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model.safetensors: its SHA-256 differs"):
+        load_checkpoint(saved)
+    assert load_checkpoint(saved, with_hashes=False).state["step"] == 5
+    path.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="model.safetensors: .* bytes, the manifest says"):
+        load_checkpoint(saved, with_hashes=False)
+
+
+# --------------------------------------------------------------------------------- newest valid
+
+
+@pytest.mark.req("FR-047", "EC-2", "EC-5")
+def test_the_newest_valid_one_is_found(saved: Path, tiny_tokenizer: Tokenizer) -> None:
+    stage = saved.parents[1]
+    for step in (6, 7, 8):
+        save_checkpoint(step_path(saved.parent, step), tiny_checkpoint(tiny_tokenizer, step=step))
+    assert newest_valid(stage) == (8, step_path(saved.parent, 8))
+    (step_path(saved.parent, 8) / "state.json").write_text("{}")
+    (step_path(saved.parent, 7) / "manifest.json").write_text("{")
+    refused: list[tuple[Path, CheckpointError]] = []
+    found = newest_valid(stage, lambda path, error: refused.append((path, error)))
+    assert found == (6, step_path(saved.parent, 6)) == newest_valid(stage)
+    assert [path.name for path, _ in refused] == ["step_000008", "step_000007"]
+    assert "state.json: 2 bytes" in str(refused[0][1])
+    assert "manifest.json, line 1: not JSON" in str(refused[1][1])
+    for step in (5, 6):
+        (step_path(saved.parent, step) / "model.safetensors").unlink()
+    assert newest_valid(stage) is None
+    assert newest_valid(stage.with_name("absent")) is None
+    with pytest.raises(CheckpointError, match="model.safetensors: missing"):
+        verify_checkpoint(step_path(saved.parent, 6))
 
 
 JSON = st.recursive(

@@ -11,8 +11,10 @@ from nanochat.checkpoint.format import Checkpoint, load_checkpoint, save_checkpo
 from nanochat.checkpoint.resolve import (
     STAGES,
     Loaded,
+    candidates,
     load,
     read,
+    read_newest,
     resolve,
     restore,
     run_directory,
@@ -113,6 +115,46 @@ def test_names_of_runs(home: Path) -> None:
     for name in ("", "..", ".hidden", "a/b", "a b", "-x", "a\n"):
         with pytest.raises(CheckpointError, match="expected letters, digits, dots, dashes"):
             run_directory(home, name)
+
+
+# ------------------------------------------------------------------------------- damaged newest
+
+
+def damage(path: Path) -> None:
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.req("FR-047", "EC-2", "EC-5")
+def test_a_damaged_newest_is_passed_over_with_a_line(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = runs / "d2/pretrain/checkpoints"
+    assert candidates("d2/pretrain") == [steps / "step_000010", steps / "step_000005"]
+    damage(steps / "step_000010")
+    for find in (resolve, lambda name: read_newest(name)[0], lambda name: load(name).path):
+        assert find("d2/pretrain") == steps / "step_000005"
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert err.startswith("nanochat: step_000010 is passed over for step_000005: ")
+        assert "model.safetensors: its SHA-256 differs from the manifest" in err
+    found, checkpoint = read_newest("d2/pretrain", with_hashes=False, with_optimizer=True)
+    assert found.name == "step_000010" and checkpoint.optimizer is not None
+
+
+@pytest.mark.req("FR-047", "EC-2")
+def test_what_is_named_is_refused_not_replaced(runs: Path) -> None:
+    damage(runs / "d2/pretrain/checkpoints/step_000010")
+    damage(runs / "d2/sft/checkpoints/step_000003")
+    for name in ("d2/pretrain@10", "d2/sft", str(runs / "d2/pretrain/checkpoints/step_000010")):
+        with pytest.raises(CheckpointError, match="model.safetensors: its SHA-256 differs"):
+            load(name)
+    assert load("d2/sft", with_hashes=False).step == 3
+    damage(runs / "d2/pretrain/checkpoints/step_000005")
+    for find in (resolve, load):
+        with pytest.raises(CheckpointError, match=r"step_000010/model.*1 older checkpoints are"):
+            find("d2/pretrain")
 
 
 # --------------------------------------------------------------------------------------- loading
