@@ -75,6 +75,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._step: int | None = None
         self._error: NanochatError | None = None
+        self._memory = _HostMemory()
         self._val_bpb = _read_best(directory / BEST)
         for path in directory.glob(".step_*"):
             if LEFT_BY_A_KILL.fullmatch(path.name):
@@ -95,7 +96,7 @@ class Saver:
             self._write(step, checkpoint, None)
             self.check()
             return
-        copied, is_copied = _in_host_memory(checkpoint)
+        copied, is_copied = self._memory.copy(checkpoint)
         # Not a daemon: at the end of the process the write in flight is waited for.
         self._thread = threading.Thread(
             target=self._write, args=(step, copied, is_copied), name=f"save step {step}"
@@ -171,30 +172,44 @@ class Saver:
             _remove(found[step])
 
 
-def _in_host_memory(checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-    """A copy that training cannot change, and the event after which a GPU has delivered it."""
-    copied = dataclasses.replace(
-        checkpoint,
-        weights=_copies(checkpoint.weights),
-        optimizer=None if checkpoint.optimizer is None else _copies(checkpoint.optimizer),
-        state=copy.deepcopy(dict(checkpoint.state)),
-    )
-    if not any(tensor.is_cuda for tensor in checkpoint.weights.values()):
-        return copied, None
-    is_copied = torch.cuda.Event()
-    is_copied.record()
-    return copied, is_copied
+class _HostMemory:
+    """Room for one checkpoint's tensors, taken at the first save and used again by all later ones:
+    new memory has to be cleared by the kernel, which takes several times as long as the copy."""
 
+    def __init__(self) -> None:
+        self._room: dict[str, Tensor] = {}
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On a GPU the copies queue behind the step on its own stream, so the next step, queued behind
-    them, cannot overtake them; pinned memory comes from PyTorch's cache from the second time on."""
-    return {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
-            tensor.detach(), non_blocking=tensor.is_cuda
+    def copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
+        """A copy that training cannot change, and the event after which a GPU has delivered it."""
+        optimizer = checkpoint.optimizer
+        copied = dataclasses.replace(
+            checkpoint,
+            weights=self._copies("weights", checkpoint.weights),
+            optimizer=None if optimizer is None else self._copies("optimizer", optimizer),
+            state=copy.deepcopy(dict(checkpoint.state)),
         )
-        for name, tensor in tensors.items()
-    }
+        if not any(tensor.is_cuda for tensor in checkpoint.weights.values()):
+            return copied, None
+        is_copied = torch.cuda.Event()
+        is_copied.record()
+        return copied, is_copied
+
+    def _copies(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """On a GPU the copies queue behind the step on its own stream, and the next step behind
+        them: nothing waits, and nothing is overtaken."""
+        return {
+            name: self._room_for(f"{kind}/{name}", tensor).copy_(
+                tensor.detach(), non_blocking=tensor.is_cuda
+            )
+            for name, tensor in tensors.items()
+        }
+
+    def _room_for(self, key: str, tensor: Tensor) -> Tensor:
+        room = self._room.get(key)
+        if room is None or (room.shape, room.dtype) != (tensor.shape, tensor.dtype):
+            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._room[key] = room
+        return room
 
 
 def _remove(path: Path) -> None:

@@ -92,6 +92,27 @@ def test_training_may_go_on_at_once(
     assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.req("FR-019", "SC-008")
+def test_memory_is_used_again_and_shapes_may_change(stage: Path, tiny_tokenizer: Tokenizer) -> None:
+    saver = Saver(stage / "checkpoints", Retention(keep_last=9))
+    checkpoints = {step: tiny_checkpoint(tiny_tokenizer, seed=step) for step in (1, 2, 4)}
+    taken = []
+    for step in (1, 2):
+        saver.save(step, checkpoints[step])
+        saver.finish()
+        taken.append({name: room.data_ptr() for name, room in saver._memory._room.items()})
+    assert taken[0] == taken[1]
+    moments = {"num_steps": torch.tensor([3]), "head.weight/first": torch.zeros(320, 32)}
+    saver.save(3, module.dataclasses.replace(checkpoints[2], optimizer=moments))
+    saver.save(4, checkpoints[4])
+    saver.finish()
+    loaded = load_checkpoint(find_steps(stage)[3], with_optimizer=True).optimizer
+    assert loaded is not None and torch.equal(loaded["num_steps"], torch.tensor([3]))
+    for step, checkpoint in checkpoints.items():
+        weights = load_checkpoint(find_steps(stage)[step]).weights
+        assert all(torch.equal(weights[name], w) for name, w in checkpoint.weights.items())
+
+
 @pytest.mark.req("FR-019")
 def test_one_write_at_most_is_in_flight(
     stage: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
