@@ -205,7 +205,7 @@ class Optimizer:
         Where `is_good` is false nothing moves, neither weights nor moments.  On an accelerator that
         is decided there, so that nobody waits for it.
         """
-        if is_good is not None and is_good.device.type == "cpu":
+        if is_good is not None and _is_here(is_good):
             if not is_good:
                 return self.discard_gradients()
             is_good = None
@@ -370,6 +370,11 @@ class Optimizer:
             parameter.grad = None
 
         return take
+
+
+def _is_here(tensor: Tensor) -> bool:
+    """Whether reading a tensor waits for no accelerator."""
+    return tensor.device.type == "cpu"
 
 
 class _MuonGroup:

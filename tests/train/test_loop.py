@@ -71,9 +71,10 @@ def plan_of(num_steps: int, **changes: Any) -> Plan:
 
 def stage_of(num_steps: int = 3, seed: int = 0, **changes: Any) -> Stage:
     """A tiny model that is to learn to count; `changes` are fields of the stage or of its plan."""
+    dtype = changes.pop("dtype", torch.float32)
     plan_fields = {field.name for field in dataclasses.fields(Plan)}
     plan = plan_of(num_steps, **{k: v for k, v in changes.items() if k in plan_fields})
-    model = random_gpt(tiny_config(3), seed=seed)
+    model = random_gpt(tiny_config(3), seed=seed, dtype=dtype)
     values: dict[str, Any] = {
         "name": "test",
         "model": model,

@@ -1,6 +1,7 @@
 """The optimizer: its twin, accumulation, narrow copies of wide masters, moments that come back."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from nanochat.batches.batch import Batch
 from nanochat.common.errors import CheckpointError
 from nanochat.model.config import GENERATIONS
 from nanochat.model.gpt import GPT
+from nanochat.train import optim
 from nanochat.train.loss import loss_sum
 from nanochat.train.optim import (
     RECIPES,
@@ -219,6 +221,42 @@ def test_discarded_gradients_leave_no_trace() -> None:
         backward(m, good)
         o.step(Rates())
     assert furthest(optimizer.masters(), other.masters()) == 0.0
+
+
+@pytest.mark.parametrize("is_on_accelerator", [False, True])
+@pytest.mark.parametrize("generation", ["v3", "v5"])
+@pytest.mark.req("EC-8", "FR-060", "SC-007")
+def test_an_update_that_is_not_good_moves_nothing(
+    generation: Any, is_on_accelerator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided here or, as on an accelerator, by arithmetic that waits for nobody."""
+    monkeypatch.setattr(optim, "_is_here", lambda tensor: not is_on_accelerator)
+    config, recipe = tiny_config(2, generation), in_float64(RECIPES[generation])
+    model, plain = (random_gpt(config, dtype=torch.float64) for _ in range(2))
+    optimizer, simple = Optimizer(model, recipe), Optimizer(plain, recipe)
+    for step, batch in enumerate(batches(6)):
+        is_bad = step in (0, 3)
+        backward(model, batch)
+        if is_bad:
+            for gradient in optimizer.gradients():
+                gradient.flatten()[0] = math.nan if step else math.inf
+        optimizer.step(changing(step), torch.tensor(not is_bad))
+        if not is_bad:
+            backward(plain, batch)
+            simple.step(changing(step))
+        assert furthest(optimizer.masters(), simple.masters()) <= DOUBLE_ATOL
+    assert optimizer.num_steps == simple.num_steps == 4
+    assert furthest(optimizer.state(), simple.state()) <= DOUBLE_ATOL
+
+
+def test_weights_are_loaded_into_masters_and_copies() -> None:
+    model, other = random_gpt(tiny_config(2)), random_gpt(tiny_config(2), seed=1)
+    optimizer = Optimizer(model, RECIPES["v5"], compute_dtype=torch.bfloat16)
+    weights = {name: weight.detach() for name, weight in other.named_parameters()}
+    optimizer.load_masters(weights)
+    assert furthest(optimizer.masters(), weights) == 0.0
+    head = model.head.weight
+    assert head.dtype == torch.bfloat16 and torch.equal(head, other.head.weight.bfloat16())
 
 
 def test_a_table_without_a_gradient_stays() -> None:
