@@ -1,10 +1,11 @@
-"""A model reference -> a model.   in: `d12`, `d12/sft`, `d12/sft@1500`, or a directory   out:
-Loaded
+"""A model reference -> a model.   in: `d12`, `d12/sft`, `d12/sft@1500`, `hf:org/name[@revision]`,
+or a directory   out: Loaded
 who calls: engine, train, evals, cli
 
-A directory may be one of our checkpoints, one of our runs or stages, or karpathy/nanochat's
-`<kind>_checkpoints/<tag>` with its tokenizer in ../../tokenizer.
-Read next: format.py, reference.py.
+A directory may be one of our checkpoints, one of our runs or stages, one for Hugging Face's
+transformers, or karpathy/nanochat's `<kind>_checkpoints/<tag>` with its tokenizer in
+../../tokenizer.
+Read next: format.py, reference.py, huggingface.py, hub.py.
 """
 
 import re
@@ -19,6 +20,8 @@ import torch
 from nanochat.checkpoint import reference as karpathy
 from nanochat.checkpoint.fit import check_vocabulary, check_weights
 from nanochat.checkpoint.format import Checkpoint, find_steps, load_checkpoint, verify_checkpoint
+from nanochat.checkpoint.hub import PREFIX, download
+from nanochat.checkpoint.huggingface import is_huggingface, read_huggingface
 from nanochat.common.config import nearest
 from nanochat.common.errors import CheckpointError
 from nanochat.common.files import home_dir
@@ -139,6 +142,8 @@ def candidates(
 
     Raises: CheckpointError if there is none, with the nearest run name.
     """
+    if reference.startswith(PREFIX):
+        return _checkpoints_in(download(reference))
     as_path = Path(reference).expanduser()
     if reference and as_path.is_dir():
         return _checkpoints_in(as_path)
@@ -184,10 +189,12 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
 
 
 def read(path: Path, *, with_optimizer: bool = False, with_hashes: bool = True) -> Checkpoint:
-    """The checkpoint in a directory of either format; moments, and hashes, only from our own.
+    """The checkpoint in a directory of any format; moments, and hashes, only from our own.
 
     Raises: CheckpointError naming the file and the reason.
     """
+    if is_huggingface(path):
+        return read_huggingface(path)
     files = karpathy.find_files(path)
     if files is None:
         return load_checkpoint(path, with_optimizer=with_optimizer, with_hashes=with_hashes)
@@ -204,7 +211,7 @@ def read(path: Path, *, with_optimizer: bool = False, with_hashes: bool = True) 
 
 
 def _verified(path: Path) -> None:
-    if karpathy.find_files(path) is None:
+    if karpathy.find_files(path) is None and not is_huggingface(path):
         verify_checkpoint(path)
 
 
@@ -254,7 +261,9 @@ def _last_stage(directory: Path, before: str | None = None) -> str:
 
 
 def _checkpoints_in(directory: Path, step: int | None = None) -> list[Path]:
-    if karpathy.find_files(directory) is not None or (directory / "manifest.json").is_file():
+    if is_huggingface(directory) or (directory / "manifest.json").is_file():
+        return [directory]
+    if karpathy.find_files(directory) is not None:
         return [directory]
     steps = find_steps(directory)
     if not steps and any(find_steps(directory / stage) for stage in STAGES):

@@ -26,6 +26,8 @@ def names(requirements: list[str]) -> list[str]:
 def imported_by_the_package() -> set[str]:
     found = set()
     for path in (REPOSITORY / "nanochat").rglob("*.py"):
+        if path.parent.name == "hf":  # travels with exported models and is run by transformers
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

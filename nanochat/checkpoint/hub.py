@@ -1,0 +1,226 @@
+"""hf:org/name -> a directory.   in: a reference to a repository on the Hugging Face Hub   out: the
+folder with its files   who calls: resolve.py
+
+    hf:karpathy/nanochat-d32                     the newest commit of its main branch
+    hf:karpathy/nanochat-d32@v1                  a branch, a tag or a commit
+    hf:org/name/chatsft_checkpoints/d20          a folder in it
+
+huggingface_hub does the work: its cache ($HF_HOME), its token (`hf auth login` or $HF_TOKEN), its
+progress bars; what is complete is not loaded again, a broken connection goes on where it broke.
+With HF_HUB_OFFLINE=1 nothing is asked and the cache alone is used.  Only the files that reading a
+model needs are loaded, never code.
+Read next: huggingface.py and reference.py (what is read then).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from nanochat.checkpoint.huggingface import (
+    INDEX,
+    PADDING,
+    TEMPLATE,
+    WEIGHTS,
+    check_model_type,
+    is_huggingface,
+    weight_parts,
+)
+from nanochat.common.errors import CheckpointError
+
+__all__ = ["PREFIX", "HubReference", "download", "needed_files"]
+
+PREFIX = "hf:"
+OPTIONAL = ("tokenizer_config.json", TEMPLATE, PADDING)
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """What `hf:org/name[/folder][@revision]` names."""
+
+    repository: str
+    folder: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, reference: str) -> "HubReference":
+        """The parts of a reference.
+
+        Raises: CheckpointError for one of another shape.
+        """
+        match = re.fullmatch(
+            r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<folder>(/\w[\w.-]*)*)(@(?P<revision>[^\s@]+))?",
+            reference,
+            re.ASCII,
+        )
+        if match is None:
+            raise CheckpointError(
+                f"model {reference!r}: expected hf:org/name or hf:org/name@revision"
+            )
+        return cls(match["repository"], match["folder"].strip("/"), match["revision"])
+
+    def __str__(self) -> str:
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{PREFIX}{self.repository}{folder}" + (f"@{self.revision}" if self.revision else "")
+
+
+def download(reference: str) -> Path:
+    """The folder with the files of a model on the Hub, loaded where they are not in the cache.
+
+    Its path ends with the commit (and the folder): what was read can be named exactly.
+    Raises: CheckpointError in one line: no such repository or revision, no access, no connection,
+            no model in it.
+    """
+    from huggingface_hub.constants import is_offline_mode
+
+    wanted = HubReference.parse(reference)
+    try:
+        root = _cached(wanted) if is_offline_mode() else _fetched(wanted)
+    except CheckpointError:
+        raise
+    except Exception as error:  # which library's errors these are depends on huggingface_hub's
+        raise CheckpointError(f"{wanted}: {_explained(error)}") from error
+    return root / wanted.folder
+
+
+def needed_files(names: list[str], wanted: HubReference) -> list[str]:
+    """Which files of a repository a model needs: those of one format, of one step.
+
+    Raises: CheckpointError if there is no model, naming the folders that hold one.
+    """
+    folder = PurePosixPath(wanted.folder)
+    there = {str(PurePosixPath(name)) for name in names}
+
+    def in_folder(name: str) -> str:
+        return str(folder / name)
+
+    if {in_folder("config.json"), in_folder("tokenizer.json")} <= there:
+        for weights in (WEIGHTS, INDEX):
+            if in_folder(weights) in there:
+                parts = [n for n in there if _is_part(n, folder)] if weights == INDEX else []
+                some = [in_folder(name) for name in OPTIONAL if in_folder(name) in there]
+                first = [in_folder("config.json"), in_folder("tokenizer.json"), in_folder(weights)]
+                return first + sorted(parts) + some
+    models = {
+        int(match[1]): match
+        for name in sorted(there)
+        if (match := re.fullmatch(r"model_(\d+)\.pt", PurePosixPath(name).name))
+        and PurePosixPath(name).parent == folder
+    }
+    if not models:
+        raise CheckpointError(
+            f"{wanted}: holds no model that can be read{_elsewhere(there, wanted)}"
+        )
+    model = models[max(models)]
+    meta = in_folder(f"meta_{model[1]}.json")
+    tokenizers = [folder, folder / "tokenizer", PurePosixPath("tokenizer")]
+    tokenizer = next(
+        (name for place in tokenizers if (name := str(place / "tokenizer.pkl")) in there), None
+    )
+    if meta not in there or tokenizer is None:
+        lacking = meta if meta not in there else "tokenizer.pkl"
+        raise CheckpointError(f"{wanted}: holds {model[0]} but no {lacking}; both are needed")
+    return [meta, tokenizer, in_folder(model[0])]
+
+
+def _is_part(name: str, folder: PurePosixPath) -> bool:
+    path = PurePosixPath(name)
+    return path.parent == folder and path.suffix == ".safetensors" and path.name != PADDING
+
+
+def _elsewhere(names: set[str], wanted: HubReference) -> str:
+    """Which folders of the repository do hold a model."""
+    files = [PurePosixPath(name) for name in names]
+    folders = {
+        str(file.parent)
+        for file in files
+        if file.name in (WEIGHTS, INDEX) or re.fullmatch(r"model_\d+\.pt", file.name)
+    }
+    if not folders:
+        return " (no model.safetensors with tokenizer.json, no model_*.pt)"
+    known = ", ".join(f"{PREFIX}{wanted.repository}/{folder}" for folder in sorted(folders))
+    return f": try {known}"
+
+
+def _fetched(wanted: HubReference) -> Path:
+    """The snapshot with all that is needed, small files first."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(wanted.repository, revision=wanted.revision)
+    needed = needed_files([file.rfilename for file in info.siblings or []], wanted)
+
+    def load(names: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                wanted.repository,
+                revision=wanted.revision,
+                allow_patterns=[*map(_literally, names)],
+            )
+        )
+
+    heavy = [name for name in needed if name.endswith((".safetensors", ".pt"))]
+    light = [name for name in needed if name not in heavy]
+    root = load(light)
+    _check(root, wanted)  # before gigabytes of another kind of model are loaded
+    return load(needed)
+
+
+def _cached(wanted: HubReference) -> Path:
+    """The snapshot in the cache.
+
+    Raises: CheckpointError if something of it is not there.
+    """
+    from huggingface_hub import snapshot_download
+
+    root = Path(
+        snapshot_download(
+            wanted.repository, revision=wanted.revision, allow_patterns=[], local_files_only=True
+        )
+    )
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    try:
+        needed_files(names, wanted)
+        _check(root, wanted)
+        if is_huggingface(root / wanted.folder):
+            weight_parts(root / wanted.folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (offline, and only a part of it is in the cache: unset HF_HUB_OFFLINE once)"
+        ) from error
+    return root
+
+
+def _check(root: Path, wanted: HubReference) -> None:
+    config = root / wanted.folder / "config.json"
+    if config.is_file() and (config.parent / "tokenizer.json").is_file():
+        check_model_type(config)
+
+
+def _literally(name: str) -> str:
+    """The pattern that matches this name alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _explained(error: Exception) -> str:
+    """What went wrong, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "is gated: ask for access on its page, then log in (`hf auth login` or HF_TOKEN)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no such repository, or it is private: check the name, and log in to reach "
+            "a private one (`hf auth login` or HF_TOKEN)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision: expected a branch, a tag or a commit"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return "is not in the cache, and HF_HUB_OFFLINE is set: unset it to load the model"
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{constants.ENDPOINT} refused ({text})"
+    if isinstance(error, OSError):
+        return f"not loaded ({text}); run the same again, what is complete stays"
+    return (
+        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {text}); "
+        "with HF_HUB_OFFLINE=1 what was loaded before is used"
+    )
