@@ -58,6 +58,8 @@ VERBS = (
     Verb("generate", "using a model", "continue a text, or answer one question"),
     Verb("chat", "using a model", "talk with a model in the terminal"),
     Verb("serve", "using a model", "a chat page and an OpenAI-compatible API"),
+    Verb("show", "models on the disk", "config, plan, metrics, and where a model came from"),
+    Verb("verify", "models on the disk", "check every file of a model and what is in it"),
     Verb(
         "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"
     ),

@@ -32,6 +32,8 @@ class ModelOptions(CommonOptions):
     """What it computes in. auto: bfloat16 where this machine multiplies it fast."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps. None: the fastest there is."""
+    verify: bool = True
+    """Compare every file with its SHA-256 before it is used; sizes are compared always."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,13 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
 
     device = best_device(options.device)
     dtype = compute_dtype(device, options.dtype)
-    loaded = load(options.model, home=options.home, device=device, dtype=dtype)
+    loaded = load(
+        options.model,
+        home=options.home,
+        device=device,
+        dtype=dtype,
+        with_hashes=options.verify,
+    )
     path = Path(options.model).expanduser()
     return Opened(
         engine=Engine(loaded.model, loaded.tokenizer, max_rows=max_rows),
