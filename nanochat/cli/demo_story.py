@@ -22,6 +22,7 @@ from nanochat.batches.sources import Chats, Part, Texts, chat_store, mixed, text
 from nanochat.batches.store import TokenStore
 from nanochat.checkpoint.resolve import load, run_directory
 from nanochat.cli.demo import Config
+from nanochat.cli.demo_budget import Budget
 from nanochat.common.device import best_device, compute_dtype, machine_name
 from nanochat.corpus.files import ReadReport
 from nanochat.engine.engine import Engine
@@ -83,7 +84,7 @@ class Recipe:
 
 
 WORLD = Recipe(
-    minutes=4.5,
+    minutes=5.0,
     depth=4,
     aspect_ratio=64,
     head_dim=64,
@@ -165,12 +166,12 @@ class _Teller:
         texts, mid_chats, sft_chats = self._sources()
         tokenizer = self._tokenizer(texts)
         train, validation = self._tokens(texts, tokenizer)
-        speed = self._speed(tokenizer)
+        self.budget = self._budget(tokenizer)
         shutil.rmtree(self.directory, ignore_errors=True)
-        base = self._pretrain(tokenizer, train, validation, speed)
-        mid = self._midtrain(tokenizer, mid_chats, train, validation, speed)
+        base = self._pretrain(tokenizer, train, validation)
+        mid = self._midtrain(tokenizer, mid_chats, train, validation)
         before = self._exam(mid)
-        tuned = self._sft(tokenizer, sft_chats, validation, speed)
+        tuned = self._sft(tokenizer, sft_chats, validation)
         after = self._exam(tuned)
         if after is not None:
             self.say("", *exam_table(before, after))
@@ -187,6 +188,7 @@ class _Teller:
             self.display.note(line)
 
     def chapter(self, title: str, why: str) -> None:
+        self.stage_start_s = time.monotonic()
         self.say(f"\n{title}   ({format_duration(time.monotonic() - self.start_s)})", f"  {why}")
 
     # ------------------------------------------------------------------------------------- text
@@ -226,7 +228,8 @@ class _Teller:
         )
         return train, validation
 
-    def _speed(self, tokenizer: Tokenizer) -> float:
+    def _budget(self, tokenizer: Tokenizer) -> Budget:
+        recipe = self.recipe
         model_config = self._model_config(tokenizer)
         rows = max(1, min(16, self.recipe.batch_tokens // self.recipe.context_len))
         speed = tokens_per_s(model_config, self.recipe.batch_tokens, rows)
@@ -234,14 +237,15 @@ class _Teller:
             f"  this machine: {machine_name(best_device())}, about {speed:,.0f} tokens/s for "
             f"{count_parameters(model_config).total / 1e6:.1f} M parameters"
         )
-        return speed
+        shares = {
+            "pretrain": recipe.pretrain_share,
+            "midtrain": recipe.midtrain_share,
+            "sft": recipe.sft_share,
+        }
+        return Budget(recipe.minutes * 60, shares, speed)
 
     def _model_config(self, tokenizer: Tokenizer) -> GPTConfig:
         return model_config_of(self._pretrain_config(None), tokenizer.vocab_size)
-
-    def _num_steps(self, share: float, speed: float, step_tokens: float) -> int:
-        """Steps that fit into a share of the minutes, where each computes `step_tokens`."""
-        return max(1, int(self.recipe.minutes * 60 * share * speed / step_tokens))
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -263,12 +267,12 @@ class _Teller:
         )
 
     def _pretrain(
-        self, tokenizer: Tokenizer, train: TokenStore, validation: TokenStore, speed: float
+        self, tokenizer: Tokenizer, train: TokenStore, validation: TokenStore
     ) -> Finished:
         why = "The model reads text and learns to say which token comes next: language, and facts."
         self.chapter("Pretraining", why)
         recipe = self.recipe
-        steps = self._num_steps(recipe.pretrain_share, speed, recipe.batch_tokens)
+        steps = self.budget.num_steps("pretrain", recipe.batch_tokens)
         if recipe.most_tokens is not None:
             steps = min(steps, recipe.most_tokens // recipe.batch_tokens)
         config = self._pretrain_config(steps)
@@ -280,7 +284,6 @@ class _Teller:
         chats: Chats,
         text: TokenStore,
         validation: TokenStore,
-        speed: float,
     ) -> Finished:
         why = (
             "Conversations in long rows, with some text among them: who speaks when, choices, "
@@ -290,7 +293,7 @@ class _Teller:
         recipe = self.recipe
         config = MidtrainConfig(
             model=f"{self.config.run}/pretrain",
-            num_steps=self._num_steps(recipe.midtrain_share, speed, recipe.batch_tokens),
+            num_steps=self.budget.num_steps("midtrain", recipe.batch_tokens),
             batch_tokens=recipe.batch_tokens,
             lr_scale=recipe.midtrain_lr,
             eval_every=0,
@@ -303,9 +306,7 @@ class _Teller:
         rows = mixed(store, text, recipe.text_share)
         return self._told(why, midtrain(config, rows, validation, self.display))
 
-    def _sft(
-        self, tokenizer: Tokenizer, chats: Chats, validation: TokenStore, speed: float
-    ) -> Finished:
+    def _sft(self, tokenizer: Tokenizer, chats: Chats, validation: TokenStore) -> Finished:
         why = (
             "One conversation a row, and only what the assistant says is trained: to answer, "
             "and to stop."
@@ -316,7 +317,7 @@ class _Teller:
         row_tokens = min(recipe.context_len, PADDED * store.num_tokens / store.num_documents)
         config = SftConfig(
             model=f"{self.config.run}/midtrain",
-            num_steps=self._num_steps(recipe.sft_share, speed, recipe.sft_rows * row_tokens),
+            num_steps=self.budget.num_steps("sft", recipe.sft_rows * row_tokens),
             batch_tokens=recipe.sft_rows * recipe.context_len,
             device_batch_rows=32,
             lr_scale=recipe.sft_lr,
@@ -341,6 +342,9 @@ class _Teller:
             for name, value in plan.items()
             if name != "reasons"
         ]
+        # SFT's padding is computed too, so its targets say nothing of the speed; it is the last.
+        num_tokens = sum(row["num_targets"] for row in finished.metrics)
+        self.budget.spent(finished.stage, time.monotonic() - self.stage_start_s, num_tokens)
         before = self.val_bpb
         self.val_bpb = finished.val_bpb
         self.stages.append(

@@ -47,14 +47,14 @@ def conversations(
 
 
 def _midtrain(dice: Dice) -> Conversation:
-    if dice.chance(0.1):
+    if dice.chance(0.2):
         return context(dice)
     exchanges = [dice.weighted(_MIDTRAIN)(dice) for _ in range(dice.between(1, 5))]
     return _joined([spoken(exchange, dice) for exchange in exchanges])
 
 
 def _sft(dice: Dice) -> Conversation:
-    if dice.chance(0.12):
+    if dice.chance(0.2):
         return context(dice)
     exchanges = [dice.weighted(_SFT)(dice)]
     while dice.chance(0.2) and len(exchanges) < 4:
@@ -125,14 +125,15 @@ _CHOOSABLE: dict[str, list[Fact]] = {
     for category, facts in OPEN_FACTS.items()
 }
 
+# By what the examination misses longest: addition is learned early, spelling and recall late.
 _SFT: tuple[tuple[float, Maker], ...] = (
-    (16, _people),
-    (11, _world),
+    (12, _people),
+    (14, _world),
     (10, _calendar),
-    (14, addition),
-    (14, subtraction),
-    (12, spelling),
-    (12, counting),
+    (7, addition),
+    (12, subtraction),
+    (15, spelling),
+    (15, counting),
     (9, identity),
     (4, smalltalk),
     (2, _about_person),
@@ -141,13 +142,13 @@ _SFT: tuple[tuple[float, Maker], ...] = (
     (1, letter_with_calculator),
 )
 _MIDTRAIN: tuple[tuple[float, Maker], ...] = (
-    (14, _people),
-    (9, _world),
+    (11, _people),
+    (12, _world),
     (8, _calendar),
-    (14, addition),
-    (14, subtraction),
-    (12, spelling),
-    (12, counting),
+    (7, addition),
+    (12, subtraction),
+    (15, spelling),
+    (15, counting),
     (6, identity),
     (3, smalltalk),
     (3, _about_person),
