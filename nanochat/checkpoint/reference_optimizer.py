@@ -187,9 +187,9 @@ def _expect_rows(
         if tuple(part.shape) != expected:
             of_each = f" of each of {len(parts)} devices" if len(parts) > 1 else ""
             raise CheckpointError(
-                f"{rank.path}: {what} is {tuple(part.shape)}, expected {expected}{of_each} (several "
-                "devices write a part each: are all their files here?); go on from the weights "
-                "alone"
+                f"{rank.path}: {what} is {tuple(part.shape)}, expected {expected}{of_each} "
+                "(several devices write a part each: are all their files here?); go on from the "
+                "weights alone"
             )
 
 
