@@ -49,6 +49,7 @@ MODEL_TYPES = ("nanochat", "nanochat_gpt")  # transformers' own V1; ours, with a
 WEIGHTS, PADDING = "model.safetensors", "padding.safetensors"
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "chat_template.jinja"
+STAGES = ("pretrain", "midtrain", "sft", "rl")  # what a config.json may name
 USUAL_PADDING = 64  # rows of karpathy/nanochat's tables are a multiple of it since December 2025
 
 
@@ -252,9 +253,15 @@ def _exported(raw: Mapping[str, Any], stored: Mapping[str, _Place], directory: P
         else:  # nothing was cut off, or transformers saved it again: it keeps the vocabulary alone
             if config["vocab_size"] % config["vocab_padding"]:
                 config["vocab_padding"] = 1
+    stage, step = state["stage"], state["step"]
+    if stage not in STAGES or type(step) is not int or step < 0:
+        raise CheckpointError(
+            f"{directory}: stage {stage!r:.40}, step {step!r:.40}, expected one of "
+            f"{', '.join(STAGES)} and a number"
+        )
     contents = Contents(
         config=config,
-        state={"stage": str(state["stage"]), "step": int(state["step"])},
+        state={"stage": stage, "step": step, "imported": _imported()},
         weights=_Lazy(places),
         optimizer=None,
     )
@@ -305,10 +312,21 @@ def _foreign(
     )
     return Contents(
         config=config.to_json(),
-        state={"stage": "sft" if _has_template(directory) else "pretrain", "step": 0},
+        state={
+            "stage": "sft" if _has_template(directory) else "pretrain",
+            "step": 0,
+            "imported": _imported(
+                "it computes what transformers computes, with the rotary table in float32 and "
+                f"eps {config.norm_eps:g}; karpathy/nanochat rounded it to bfloat16"
+            ),
+        },
         weights=_Lazy({_our_name(name, directory): [place] for name, place in stored.items()}),
         optimizer=None,
     )
+
+
+def _imported(*notes: str) -> dict[str, Any]:
+    return {"format": "Hugging Face", "notes": list(notes)}
 
 
 def _has_template(directory: Path) -> bool:

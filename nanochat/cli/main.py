@@ -13,6 +13,7 @@ Read next: any other file here; common/config.py (how Config becomes flags).
 """
 
 import importlib
+import keyword
 import os
 import select
 import sys
@@ -41,8 +42,9 @@ class Verb:
 
     @property
     def module(self) -> str:
-        """The module that has its Config and run."""
-        return "nanochat.cli." + self.name.replace(" ", "_")
+        """The module that has its Config and run; `import` is a word of Python's own."""
+        name = self.name.replace(" ", "_")
+        return f"nanochat.cli.{name}_" if keyword.iskeyword(name) else f"nanochat.cli.{name}"
 
 
 VERBS = (
@@ -60,6 +62,8 @@ VERBS = (
     Verb("serve", "using a model", "a chat page and an OpenAI-compatible API"),
     Verb("show", "models on the disk", "config, plan, metrics, and where a model came from"),
     Verb("verify", "models on the disk", "check every file of a model and what is in it"),
+    Verb("import", "models on the disk", "a run of karpathy/nanochat's or Hugging Face's files"),
+    Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
     Verb(
         "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"
     ),

@@ -27,7 +27,8 @@ class ModelOptions(CommonOptions):
     """Which model, and what it computes with."""
 
     model: tyro.conf.Positional[str]
-    """A run (d12, d12/sft, d12/sft@1500), or a directory: ours or one of karpathy/nanochat's."""
+    """A run (d12, d12/sft, d12/sft@1500), hf:org/name[@revision] on the Hugging Face Hub, or a
+    directory: ours, one of karpathy/nanochat's, or one for transformers."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What it computes in. auto: bfloat16 where this machine multiplies it fast."""
     device: str | None = None

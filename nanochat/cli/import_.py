@@ -1,0 +1,133 @@
+"""nanochat import   in: a model of another program   out: a run   who calls: cli.main
+
+Read next: checkpoint/reference.py and checkpoint/huggingface.py (what is read), hub.py (hf:...).
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from nanochat.cli.terminal import neutralize
+from nanochat.common.config import CommonOptions
+from nanochat.common.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from nanochat.checkpoint.format import Checkpoint
+
+__all__ = ["Config", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonOptions):
+    """Make a run of a model from elsewhere: karpathy/nanochat's files, or Hugging Face's.
+
+    Moments of karpathy/nanochat's optimizer come along where they can be read (since January 2026),
+    so that training can go on.  Nothing in the files is run.
+    """
+
+    source: tyro.conf.Positional[str]
+    """A directory, or hf:org/name[@revision] on the Hugging Face Hub."""
+    run: str
+    """Name of the run to make."""
+    stage: Literal["pretrain", "midtrain", "sft", "rl"] | None = None
+    """Which stage it is. None: what the source says."""
+    tag: str | None = None
+    """Which model of a karpathy/nanochat folder, such as d12. None: the deepest."""
+    step: int | None = None
+    """Which step of karpathy/nanochat's. None: the last."""
+    softcap: float | None = None
+    """What logits are capped at. None: 15; only models of 2 to 9 March 2026 had 20."""
+    overwrite: bool = False
+    """Replace the stage if the run has it already."""
+
+
+def run(config: Config) -> int:
+    """0 once the run has the checkpoint.
+
+    Raises: CheckpointError for the source, ConfigError for the run.
+    """
+    from nanochat.checkpoint.fit import check_vocabulary, check_weights
+    from nanochat.checkpoint.format import save_checkpoint, step_path
+    from nanochat.checkpoint.resolve import run_directory
+
+    directory = run_directory(config.home, config.run)
+    path, checkpoint = _read(config)
+    check_vocabulary(checkpoint.config, checkpoint.tokenizer.vocab_size, str(path))
+    check_weights(checkpoint.config, checkpoint.weights, str(path))
+    stage, step = str(checkpoint.state["stage"]), int(checkpoint.state["step"])
+    if (directory / stage).exists() and not config.overwrite:
+        raise ConfigError(
+            f"run {config.run} has {stage} already: choose another --run, or pass --overwrite"
+        )
+    target = step_path(directory / stage / "checkpoints", step)
+    with _set_aside(directory / stage):
+        save_checkpoint(target, checkpoint)
+    notes = checkpoint.state["imported"]["notes"]
+    if config.json:
+        print(
+            json.dumps(
+                {"model": f"{config.run}/{stage}@{step}", "path": str(target)}
+                | {"imported": checkpoint.state["imported"]}
+            )
+        )
+        return 0
+    print(f"{config.run}/{stage}@{step} is {neutralize(str(path))}")
+    for note in notes:
+        print(f"note: {neutralize(note)}")
+    return 0
+
+
+@contextlib.contextmanager
+def _set_aside(stage: Path) -> Iterator[None]:
+    """What was there before is deleted once the block has ended, and comes back if it fails."""
+    aside = stage.with_name(f".{stage.name}.replaced")
+    if stage.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        stage.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists():
+            shutil.rmtree(stage, ignore_errors=True)
+            aside.rename(stage)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _read(config: Config) -> tuple[Path, "Checkpoint"]:
+    """The directory that is meant, and what is in it, tensors to be read one by one."""
+    from nanochat.checkpoint.hub import PREFIX, download
+    from nanochat.checkpoint.huggingface import is_huggingface, read_huggingface
+    from nanochat.checkpoint.reference import ReadOptions, locate, read_reference
+
+    is_on_hub = config.source.startswith(PREFIX)
+    path = download(config.source) if is_on_hub else Path(config.source).expanduser()
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no directory, expected one, or hf:org/name")
+    if is_huggingface(path):
+        checkpoint = read_huggingface(path)
+    else:
+        files = locate(path, stage=config.stage, tag=config.tag, step=config.step)
+        if files is None:
+            raise CheckpointError(
+                f"{path}: holds no model of another program (no model_*.pt, no model.safetensors "
+                "with config.json); a run of ours is named as it is"
+            )
+        path = files.model.parent
+        options = ReadOptions(
+            softcap=config.softcap, stage=config.stage, with_optimizer=True, is_streamed=True
+        )
+        checkpoint = read_reference(files, options)
+    state = {
+        **checkpoint.state,
+        "stage": config.stage or checkpoint.state["stage"],
+        "parent": str(path.absolute()),
+        "imported": {"source": config.source, **checkpoint.state["imported"]},
+    }
+    return path, replace(checkpoint, state=state)
