@@ -6,7 +6,7 @@ PYTHON_FILES = nanochat scripts tests
 
 SHARED = ../shared
 
-.PHONY: help setup dev demo test check fmt bench golden docs requirements size
+.PHONY: help setup dev demo test check fmt bench soak golden docs requirements size
 
 help:
 	@echo "make demo          the whole story: install, train, chat in the browser   (ARGS='--no-serve')"
@@ -15,6 +15,7 @@ help:
 	@echo "make check         format, lint, types, layers, docs and public names are in order"
 	@echo "make fmt           format and mend what can be mended"
 	@echo "make bench         training speed, beside karpathy/nanochat's with ARGS='--peer-nanochat DIR'"
+	@echo "make soak          kill saving, damage checkpoints, 1,000 times each       (ARGS='--kills 100')"
 	@echo "make golden        take the tests' golden figures anew from SHARED=../shared"
 	@echo "make docs          write docs/cli.md and docs/map.md anew"
 	@echo "make requirements  which numbers of docs/requirements.md no test carries"
@@ -46,6 +47,10 @@ docs: dev
 
 bench: setup
 	@$(BIN)/nanochat bench train $(ARGS)
+
+# Ends in one JSON line; --folder DIR takes the disk that is meant.
+soak: dev
+	@$(BIN)/python scripts/soak.py --speed-depth 9 $(ARGS)
 
 # The figures the tests compare with, taken anew from the folders they came from; review the diff.
 golden: dev
