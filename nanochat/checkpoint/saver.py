@@ -65,7 +65,7 @@ class Retention:
 class Saver:
     """Writes a stage's checkpoints and removes old ones.
 
-    One process owns the directory: what a killed one left half written or half removed goes first.
+    One process saves into a directory; others may read it meanwhile.
     """
 
     def __init__(
@@ -77,9 +77,7 @@ class Saver:
         self._error: NanochatError | None = None
         self._memory = _HostMemory()
         self._val_bpb = _read_best(directory / BEST)
-        for path in directory.glob(".step_*"):
-            if LEFT_BY_A_KILL.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        self._has_swept = False
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Have the checkpoint written; the tensors may change as soon as this returns.
@@ -89,6 +87,9 @@ class Saver:
                 foreground.
         """
         self.finish()
+        if not self._has_swept:  # not before: of several processes only one saves
+            self._has_swept = True
+            self._sweep()
         if self._is_there(step):
             return
         self._step = step
@@ -137,6 +138,12 @@ class Saver:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half written or half removed."""
+        for path in self.directory.glob(".step_*"):
+            if LEFT_BY_A_KILL.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _is_there(self, step: int) -> bool:
         path = step_path(self.directory, step)

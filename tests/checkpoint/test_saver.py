@@ -294,12 +294,16 @@ def test_damaged_newer_ones_neither_count_nor_go(stage: Path, tiny_tokenizer: To
 
 
 @pytest.mark.req("EC-5")
-def test_what_a_kill_left_goes(stage: Path) -> None:
+def test_what_a_kill_left_goes(stage: Path, tiny_tokenizer: Tokenizer) -> None:
+    """With the first save, so that a process that never saves takes nothing from one that does."""
     checkpoints = stage / "checkpoints"
-    for name in (".step_000003.writing", ".step_000001.removing", ".step_notes", "mine"):
+    left = [".step_000003.writing", ".step_000001.removing", ".step_notes", "mine"]
+    for name in left:
         (checkpoints / name / "tokenizer").mkdir(parents=True)
-    Saver(checkpoints)
-    assert sorted(os.listdir(checkpoints)) == [".step_notes", "mine"]
+    saver = Saver(checkpoints)
+    assert sorted(os.listdir(checkpoints)) == sorted(left)
+    save_all(saver, tiny_tokenizer, [3])
+    assert sorted(os.listdir(checkpoints)) == [".step_notes", "mine", "step_000003"]
 
 
 @pytest.mark.gpu
