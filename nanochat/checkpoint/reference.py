@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.checkpoint.fit import check_vocabulary
 from nanochat.checkpoint.format import Checkpoint
 from nanochat.checkpoint.reference_config import (
     ReadOptions,
@@ -79,11 +80,7 @@ def read_reference(files: ReferenceFiles, options: ReadOptions = _AS_FOUND) -> C
     _check_weights(config, weights, files.model)
     directory = files.model.parent
     tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(directory))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise CheckpointError(
-            f"{files.meta}: the model has {config.vocab_size} tokens, the tokenizer "
-            f"{tokenizer.vocab_size}: it belongs to another model"
-        )
+    check_vocabulary(config, tokenizer.vocab_size, str(files.meta))
     optimizer = _optimizer(files, weights, notes, options) if options.with_optimizer else None
     state: dict[str, Any] = {
         "stage": stage,

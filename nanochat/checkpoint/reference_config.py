@@ -8,7 +8,6 @@ Read next: model/config.py (the generations).
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ __all__ = [
 ]
 
 MAX_META_BYTES = 2**20
+LARGEST_METRIC = 1e300  # beyond is no measurement, and no float
 USUAL_CONTEXT = 2048  # --max-seq-len of every training script, where nobody said otherwise
 USUAL_HEAD_DIM = 128
 USUAL_SOFTCAP = 15.0
@@ -181,7 +181,7 @@ def metrics_of(meta: MetaFile) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in meta.raw.items()
-        if name not in settings and type(value) in (int, float) and abs(value) < math.inf
+        if name not in settings and type(value) in (int, float) and abs(value) < LARGEST_METRIC
     }
 
 

@@ -39,7 +39,7 @@ def load_optimizer(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     Raises: CheckpointError if a file is damaged, holds code, was written by V1 or V2 (whose
             optimizers were others), lacks its neighbours, or does not fit the weights.
     """
-    return dict(stored_optimizer(path, weights))
+    return stored_optimizer(path, weights).read_all()
 
 
 def stored_optimizer(path: Path, weights: Mapping[str, Tensor]) -> StoredTensors:

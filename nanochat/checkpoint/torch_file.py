@@ -73,8 +73,17 @@ class StoredTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._held:
             return self._held[name]
-        parts = [_fetch(piece) for piece in self._pieces[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _joined([_find(_load(piece.path), piece) for piece in self._pieces[name]])
+
+    def read_all(self) -> dict[str, Tensor]:
+        """All of them in memory, every file mapped once."""
+        paths = {piece.path for pieces in self._pieces.values() for piece in pieces}
+        files = {path: _load(path) for path in paths}
+        read = {
+            name: _joined([_find(files[piece.path], piece) for piece in pieces])
+            for name, pieces in self._pieces.items()
+        }
+        return read | self._held
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.described)
@@ -83,8 +92,12 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self.described)
 
 
-def _fetch(piece: Piece) -> Tensor:
-    value = _load(piece.path)
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _find(value: Any, piece: Piece) -> Tensor:
+    """A copy in float32 of the tensor that a piece's keys lead to."""
     for key in piece.keys:
         value = value[key]
     return value.detach().to(torch.float32, copy=True)

@@ -86,6 +86,9 @@ def test_tensors_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     assert torch.equal(stored["row"], torch.ones(3)) and int(stored["n"]) == 7
     with pytest.raises(KeyError):
         stored["z"]
+    at_once = stored.read_all()
+    assert list(at_once) == list(stored)
+    assert all(torch.equal(at_once[name], tensor) for name, tensor in stored.items())
     save_tensors(stored, tmp_path / "file")
     loaded = load_file(tmp_path / "file")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in stored.items())
