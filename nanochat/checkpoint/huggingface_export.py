@@ -249,6 +249,6 @@ What to know:
 
 {differences}- Greedy continuations in float32 are those of nanochat.
 - `tokenizer(text)` takes a special token's name in a text for the token; nanochat does not. \
-`split_special_tokens=True` switches that off. The chat template refuses such text.
+`split_special_tokens=True` switches that off. In the chat template what people say stays text.
 - `nanochat import DIRECTORY --run NAME` brings it back, bit for bit if it was exported in float32.
 """

@@ -5,8 +5,10 @@ Hugging Face writes bytes as printable characters and orders pairs to merge; tik
 merge gives.  So every pair whose union is a token is listed, in the order of the unions' ids.
     ids     equal on every text tried; of 1,112,064 characters tokenizers 0.23 and tiktoken 0.14
             put each in the same class, so both cut text into the same pieces
-    but     Hugging Face takes "<|bos|>" in a text for the special token, ours never does
-            (there: encode_special_tokens = True, in transformers split_special_tokens=True)
+    but     Hugging Face takes "<|bos|>" in a text for the special token, ours never does.  There,
+            encode_special_tokens = True (in transformers split_special_tokens=True) says so for a
+            whole text; inside one, BREAK after "<|" does: special names are looked for before the
+            normalizer takes it out, so that the chat template can mark what people say
 Source: the byte characters are those of GPT-2 (openai/gpt-2, encoder.py, bytes_to_unicode).
 Read next: tokenizer.py (our own file), tests/tokenizer/test_huggingface.py (the proof).
 """
@@ -24,8 +26,10 @@ from nanochat.tokenizer.tokenizer import (
     Tokenizer,
 )
 
-__all__ = ["load_hf_tokenizer", "tokenizer_from_hf_json", "tokenizer_to_hf_json"]
+__all__ = ["BREAK", "load_hf_tokenizer", "tokenizer_from_hf_json", "tokenizer_to_hf_json"]
 
+# Noncharacters, which Unicode keeps for uses inside of programs: no text has them.
+BREAK = "\ufdd0\ufdd1\ufdd2"
 MAX_FILE_BYTES = 256 * 2**20  # 65,536 tokens take 8 MB with their pairs
 _READERS = "expected what `nanochat export --to hf` and transformers' tiktoken converter write"
 
@@ -45,7 +49,7 @@ def tokenizer_to_hf_json(tokenizer: Tokenizer) -> dict[str, Any]:
             {"id": token_id, "content": name, "special": True} | dict.fromkeys(_FLAGS, False)
             for name, token_id in tokenizer.special_tokens.items()
         ],
-        "normalizer": None,
+        "normalizer": _NORMALIZER,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
@@ -92,7 +96,7 @@ def tokenizer_from_hf_json(raw: Mapping[str, Any]) -> Tokenizer:
             f"not a tokenizer.json of Hugging Face ({type(error).__name__}: {error}), {_READERS}"
         ) from None
     for key in ("normalizer", "truncation", "padding"):
-        if raw.get(key) is not None:
+        if raw.get(key) not in (None, _NORMALIZER):
             raise TokenizerError(f"has a {key}, which would change ids: {_READERS}")
     return Tokenizer(tokens, pattern)
 
@@ -116,6 +120,7 @@ def load_hf_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path}: {error}") from None
 
 
+_NORMALIZER = {"type": "Replace", "pattern": {"String": BREAK}, "content": ""}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True}
 
