@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from nanochat.common.errors import EngineError, NanochatError, RequestTooLong, TokenizerError
+from nanochat.common.errors import EngineError, NanochatError, RequestTooLong
 from nanochat.engine.cache import ContiguousCache
 from nanochat.engine.request import NO_TOKEN, FinishReason, Request, TokenEvent
 from nanochat.engine.runner import (
@@ -132,14 +132,8 @@ class Engine:
             row.is_cancelled = True
 
     def _admit(self, request: Request, deliver: Deliver) -> Row:
+        request.check_vocabulary(self.model.config.vocab_size)
         tokens = list(request.prompt_tokens) or [self.tokenizer.bos]
-        vocab_size = self.model.config.vocab_size
-        for place, token in enumerate(tokens):
-            if type(token) is not int or not 0 <= token < vocab_size:
-                raise TokenizerError(
-                    f"prompt token {token!r} at place {place} is outside the vocabulary of "
-                    f"{vocab_size}: expected 0 to {vocab_size - 1}"
-                )
         is_sliding = request.beyond_context == "slide"
         limit = self.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
         if len(tokens) + 1 > limit:
