@@ -83,12 +83,13 @@ def kills(stage: Path, num_kills: int, seed: int = 0) -> dict[str, Any]:
     result = Counter[str](kills=num_kills, interrupted=0, lost=0, damaged=0, mixed=0)
     span_s, newest = _warm_up(stage)
     for _ in range(num_kills):
-        reported = _kill_one(stage, newest, rng.uniform(0.0, span_s)) or newest
+        reported = _kill_one(stage, newest, rng.uniform(0.0, span_s))
+        span_s *= 1.05 if reported is None else 0.95  # half of the kills: within the first save
         result["interrupted"] += any((stage / "checkpoints").glob(".step_*"))
         damaged: list[tuple[Path, CheckpointError]] = []
         found = newest_valid(stage, lambda *refused: damaged.append(refused))  # noqa: B023
         result["damaged"] += len(damaged)
-        result["lost"] += found is None or found[0] < reported
+        result["lost"] += found is None or found[0] < (reported or newest)
         if found is not None:
             result["mixed"] += not _is_whole(found[1], found[0])
             newest = found[0]

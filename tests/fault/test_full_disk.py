@@ -1,6 +1,7 @@
 """A disk that fills up: saving fails with one clear message, and what was saved before is found."""
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -79,26 +80,74 @@ print(newest_valid(stage)[0], step, sorted(os.listdir(stage / "checkpoints")))
 """
 
 
-@pytest.mark.req("FR-019", "EC-5")
-def test_a_disk_of_ten_megabytes(tmp_path: Path) -> None:
-    """A real one, in memory, in a name space of its own: it goes with the process."""
+def on_a_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedProcess[str]:
+    """What a shell script did with a disk of that size at `folder`; $PYTHON is this one.
+
+    The disk is in memory, in a name space of its own: it goes with the process.
+    """
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare, which this system does not have")
-    mount = f"mount -t tmpfs -o size=10m none {tmp_path}"
-    in_a_name_space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*in_a_name_space, mount], capture_output=True, check=False).returncode:
+    mount = f"mount -t tmpfs -o size={size} none {folder}"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*command, mount], capture_output=True, check=False).returncode:
         pytest.skip("needs to mount a disk in a name space of its own, which is forbidden here")
-    done = subprocess.run(
-        [*in_a_name_space, f'{mount} && exec "$0" -c "$1" {tmp_path}', sys.executable]
-        + [IN_A_SMALL_DISK],
+    return subprocess.run(
+        [*command, f"{mount} || exit 99\n{script}"],
         cwd=REPOSITORY,
+        env=os.environ | {"PYTHON": sys.executable, "FOLDER": str(folder)},
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+@pytest.mark.req("FR-019", "EC-5")
+def test_a_disk_of_ten_megabytes(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(IN_A_SMALL_DISK)
+    (tmp_path / "disk").mkdir()
+    done = on_a_small_disk(
+        tmp_path / "disk", "10m", f'PYTHONPATH=. exec "$PYTHON" {program} "$FOLDER"'
     )
     assert done.returncode == 0, done.stderr
     message, outcome = done.stdout.splitlines()
     assert "not saved, [Errno 28] No space left on device" in message
     assert message.endswith("and go on with --resume")
     assert outcome == "2 3 ['step_000001', 'step_000002']"
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path / "disk") == []
+
+
+TRAINING = """
+train() {
+    "$PYTHON" -m nanochat pretrain --home "$FOLDER" --data "$TEXT" --device cpu --compile off \\
+        --depth 1 --context-len 64 --head-dim 32 --vocab-size 300 --batch-tokens 128 \\
+        --num-steps 12 --save-every 1 --keep-last 99 --eval-every 0 "$@"
+}
+train
+echo "exit $?"
+"$PYTHON" -m nanochat verify d1 --home "$FOLDER" --every --json
+mount -o remount,size=100m "$FOLDER"
+train --resume
+echo "exit $?"
+"""
+
+
+@pytest.mark.req("FR-019", "FR-020", "EC-5")
+def test_training_ends_clearly_and_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.jsonl"
+    lines = ({"text": f"The river {n} is long, and its valley quiet."} for n in range(400))
+    text.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setenv("TEXT", str(text))
+    (tmp_path / "disk").mkdir()
+    done = on_a_small_disk(tmp_path / "disk", "6m", TRAINING)
+    assert done.returncode == 0, done.stderr + done.stdout
+    first, checked, *_, second = done.stdout.splitlines()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("nanochat: ")]
+    assert (first, second) == ("exit 2", "exit 0"), done.stderr
+    assert len(errors) == 1 and "No space left on device" in errors[0], done.stderr
+    assert "earlier checkpoints are untouched: free some space" in errors[0]
+    saved = [Path(entry["path"]).name for entry in json.loads(checked)["checkpoints"]]
+    assert json.loads(checked)["is_valid"] and 1 <= len(saved) < 12
+    assert f"going on after step {int(saved[0].removeprefix('step_'))} of 12" in done.stderr
