@@ -97,10 +97,11 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _find(value: Any, piece: Piece) -> Tensor:
-    """A copy in float32 of the tensor that a piece's keys lead to."""
+    """The tensor that a piece's keys lead to, in float32: where it is that already, it keeps its
+    file mapped for as long as it lives, and changing it changes a private copy."""
     for key in piece.keys:
         value = value[key]
-    return value.detach().to(torch.float32, copy=True)
+    return value.detach().float()
 
 
 def _load(path: Path) -> Any:
