@@ -6,13 +6,15 @@ folder with its files   who calls: resolve.py
     hf:org/name/chatsft_checkpoints/d20          a folder in it
 
 huggingface_hub does the work: its cache ($HF_HOME), its token (`hf auth login` or $HF_TOKEN), its
-progress bars; what is complete is not loaded again, a broken connection goes on where it broke.
+progress bars on a terminal; what is complete is not loaded again, a broken connection goes on where
+it broke.
 With HF_HUB_OFFLINE=1 nothing is asked and the cache alone is used.  Only the files that reading a
 model needs are loaded, never code.
 Read next: huggingface.py and reference.py (what is read then).
 """
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -143,8 +145,11 @@ def _elsewhere(names: set[str], wanted: HubReference) -> str:
 
 def _fetched(wanted: HubReference) -> Path:
     """The snapshot with all that is needed, small files first."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()  # in a log they are noise; a user's own choice holds
     info = HfApi().model_info(wanted.repository, revision=wanted.revision)
     needed = needed_files([file.rfilename for file in info.siblings or []], wanted)
 
@@ -221,6 +226,6 @@ def _explained(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"not loaded ({text}); run the same again, what is complete stays"
     return (
-        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {text}); "
-        "with HF_HUB_OFFLINE=1 what was loaded before is used"
+        f"{constants.ENDPOINT} cannot be reached, or broke off ({type(error).__name__}: {text}): "
+        "run the same again, what is complete stays; with HF_HUB_OFFLINE=1 the cache is used"
     )
