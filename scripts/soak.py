@@ -125,7 +125,7 @@ def corruptions(stage: Path, num_corruptions: int, seed: int = 0) -> dict[str, A
     return dict(result)
 
 
-def speed(stage: Path, depth: int, num_rounds: int = 5) -> dict[str, Any]:
+def speed(stage: Path, depth: int, num_rounds: int = 9) -> dict[str, Any]:
     """Seconds, the best of some rounds, for a checkpoint of this depth, vocabulary 8,192.
 
     Units: load_ratio is loading, verified, over reading and hashing the same files one by one;
