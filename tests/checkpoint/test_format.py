@@ -336,6 +336,7 @@ def test_a_config_of_another_program(saved: Path) -> None:
         ({"stage": 5}, "state.json: stage is 5, expected str"),
         ({"step": "five"}, "state.json: step is 'five', expected int"),
         ({"batch_tokens": None}, "state.json: batch_tokens is None, expected int"),
+        ({"step": 6}, "state.json: step is 6, the manifest says 5"),
     ],
 )
 @pytest.mark.req("FR-047")
