@@ -188,7 +188,6 @@ class _Teller:
             self.display.note(line)
 
     def chapter(self, title: str, why: str) -> None:
-        self.stage_start_s = time.monotonic()
         self.say(f"\n{title}   ({format_duration(time.monotonic() - self.start_s)})", f"  {why}")
 
     # ------------------------------------------------------------------------------------- text
@@ -344,7 +343,7 @@ class _Teller:
         ]
         # SFT's padding is computed too, so its targets say nothing of the speed; it is the last.
         num_tokens = sum(row["num_targets"] for row in finished.metrics)
-        self.budget.spent(finished.stage, time.monotonic() - self.stage_start_s, num_tokens)
+        self.budget.spent(finished.stage, finished.metrics[-1]["elapsed_s"], num_tokens)
         before = self.val_bpb
         self.val_bpb = finished.val_bpb
         self.stages.append(

@@ -144,6 +144,8 @@ class _Pending(NamedTuple):
     batch: int
     """The number of its batch."""
     result: StepResult
+    timing: dict[str, float]
+    """Of the clock, when it was done (on a GPU: when it was on its way)."""
 
 
 class _Loop:
@@ -196,10 +198,11 @@ class _Loop:
             schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
         )
         result = self.stepper.step(batch, rates)
+        timing = self.clock.metrics(step + 1, result.num_targets)
         self._replan_if_halved()
         if not self._settle():
             return False
-        self.pending = _Pending(step + 1, self.progress.batch_number(step), result)
+        self.pending = _Pending(step + 1, self.progress.batch_number(step), result, timing)
         self.progress = self.progress.advanced()
         is_first = step == self.stage.progress.step  # a run that begins is heard of at once
         saves, validates = self.plan.saves_at(step + 1), self._validates_at(step + 1)
@@ -236,7 +239,7 @@ class _Loop:
             "grad_norm": float(result.grad_norm) if is_good else math.nan,
             "lr": self.plan.schedule.lr_at(pending.step - 1),
             "num_targets": result.num_targets,
-            **self.clock.metrics(pending.step, result.num_targets),
+            **pending.timing,
         }
 
     # --------------------------------------------------------------------------------- health

@@ -24,5 +24,6 @@ def test_a_machine_that_slows_down_trains_less_not_longer() -> None:
     assert budget.tokens_per_s == 625.0
     steps = budget.num_steps("midtrain", 100)
     assert steps == int(20.0 * 0.7 * 625.0 / 100)
-    budget.spent("midtrain", 30.0, 0.0)
-    assert budget.num_steps("sft", 250) == 1  # nothing is left, but every stage happens
+    budget.spent("midtrain", 30.0, 30 * 625.0)
+    # nothing is left, but fine-tuning has half of its 15 seconds all the same
+    assert budget.num_steps("sft", 250) == int(7.5 * 625.0 / 250)
