@@ -1,0 +1,281 @@
+"""Tokens -> the stream that the head reads.   in: pieces of prompts, or one token of every row
+out: hidden_ND, logits_NV   who calls: engine.py
+
+    prefill   many tokens of a few rows: bound by arithmetic
+    decode    one token of every row: bound by reading the weights
+The mathematics is that of model/gpt.py; here nothing is kept for gradients, every weight was packed
+once, and a step is a few operators a layer.  Both paths feed (token, token before it, position), so
+pieces and neighbours change nothing but rounding.
+Read next: weights.py, operators.py, attend.py, kvmemory.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nanochat.common.device import best_device, compute_dtype
+from nanochat.common.errors import ConfigError, EngineError
+from nanochat.engine.attend import attend_piece, attend_row
+from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
+from nanochat.engine.operators import Linear, WeightFormat, bucket_of, plain
+from nanochat.engine.weights import fuse
+from nanochat.model.gpt import GPT, NO_TOKEN
+from nanochat.model.layers import RotaryTable
+
+__all__ = ["Forward", "FormatName", "Piece", "Tables"]
+
+FormatName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Tables = Mapping[Window, Table]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_NHE, k_NKE, v_NKE) -> y_NR: writes the keys and values, and reads what is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of one row that follow each other."""
+
+    tokens: Sequence[int]
+    previous: int
+    """The token before the first; NO_TOKEN at position 0."""
+    start: int
+    """The position of the first."""
+    tables: Tables
+    """The row's blocks, with room for these tokens."""
+
+
+class Forward:
+    """A model made ready: prefill, decode, logits.
+
+    Raises: ConfigError for a format this device has no operators for.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        format: FormatName = "auto",
+        device: torch.device | None = None,
+        home: Path | None = None,
+    ) -> None:
+        self.config = model.config
+        self.device = best_device() if device is None else device
+        self.format = _format(format, self.device)
+        self.dtype = torch.float32 if self.format == "float32" else torch.bfloat16
+        """What keys and values are kept in."""
+        self.weights = fuse(model, self._make_linear, self.dtype, self.device)
+        config = model.config
+        self._rotary = RotaryTable(
+            config.head_dim,
+            config.rope_base,
+            model.rotary.cos_SE.size(0),
+            round_to_bfloat16=config.rope_dtype == "bfloat16",
+        )
+        self._rotation_SE = self._rotation(0)
+        scales = [config.qk_scale**2 * config.head_dim**-0.5] * config.num_heads
+        self._scale_H1 = torch.tensor([*scales, *[1.0] * config.num_kv_heads], device=self.device)[
+            :, None
+        ]
+        self._eps = torch.tensor(config.norm_eps, device=self.device)
+
+    # ------------------------------------------------------------------------------- paths
+
+    @torch.inference_mode()
+    def prefill(
+        self, pieces: Sequence[Piece], memory: KVMemory, *, last_only: bool = False
+    ) -> Tensor:
+        """Feed pieces; the normed stream of all their tokens, laid end to end, or of the last of
+        each.
+
+        Shapes: -> hidden_ND.
+        Raises: EngineError for a token outside the vocabulary.
+        """
+        tokens = [token for piece in pieces for token in piece.tokens]
+        previous = [t for piece in pieces for t in (piece.previous, *piece.tokens[:-1])]
+        positions = [
+            position
+            for piece in pieces
+            for position in range(piece.start, piece.start + len(piece.tokens))
+        ]
+        slots = {
+            window: self._long(
+                [slot for piece in pieces for slot in _slots_of_piece(piece, window)]
+            )
+            for window in memory.num_blocks
+        }
+        config = self.config
+        K, E = config.num_kv_heads, config.head_dim
+
+        def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+            window = config.windows[layer]
+            memory.write(layer, slots[window], k_NKE, v_NKE)
+            q_KNGE = q_NHE.to(memory.dtype).unflatten(1, (K, -1)).transpose(0, 1)
+            parts, begin = [], 0
+            for piece in pieces:
+                end, stop = begin + len(piece.tokens), piece.start + len(piece.tokens)
+                first = 0 if window is None else max(0, piece.start - window)
+                k_KSE, v_KSE = memory.gather(layer, runs_of(piece.tables[window], first, stop))
+                y = attend_piece(
+                    q_KNGE[:, begin:end], k_KSE, v_KSE,
+                    start=piece.start, first=first, window=window,
+                )  # fmt: skip
+                parts.append(y.transpose(0, 1).reshape(end - begin, -1))
+                begin = end
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        hidden_ND = self._run(tokens, previous, positions, attend)
+        if not last_only:
+            return hidden_ND
+        ends = torch.tensor([len(piece.tokens) for piece in pieces]).cumsum(0) - 1
+        return hidden_ND[ends.to(self.device)]
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens_B: Sequence[int],
+        previous_B: Sequence[int],
+        positions_B: Sequence[int],
+        tables: Sequence[Tables],
+        memory: KVMemory,
+    ) -> Tensor:
+        """Feed one token of every row; its normed stream.
+
+        Shapes: -> hidden_BD.
+        Raises: EngineError for a token outside the vocabulary.
+        """
+        config = self.config
+        K, E = config.num_kv_heads, config.head_dim
+        runs = {
+            window: [
+                runs_of(table[window], 0 if window is None else max(0, at - window), at + 1)
+                for table, at in zip(tables, positions_B, strict=True)
+            ]
+            for window in memory.num_blocks
+        }
+        slots = {
+            window: self._long([row[-1][1] - 1 for row in rows]) for window, rows in runs.items()
+        }
+
+        def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+            window = config.windows[layer]
+            memory.write(layer, slots[window], k_NKE, v_NKE)
+            q_BKGE = q_NHE.to(memory.dtype).view(-1, K, config.num_heads // K, E)
+            y_BKGE = torch.empty_like(q_BKGE)
+            for row, row_runs in enumerate(runs[window]):
+                y_BKGE[row] = attend_row(q_BKGE[row], *memory.gather(layer, row_runs))
+            return y_BKGE.view(len(tables), -1)
+
+        return self._run(tokens_B, previous_B, positions_B, attend)
+
+    @torch.inference_mode()
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Capped logits in float32.   Shapes: hidden_ND -> (N, V), V the true vocabulary."""
+        cap = self.config.logit_softcap
+        logits_NV = self.weights.head(hidden_ND)[:, : self.config.vocab_size].float()
+        return torch.div(logits_NV, cap).tanh_().mul_(cap)
+
+    # ------------------------------------------------------------------------------- trunk
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        previous: Sequence[int],
+        positions: Sequence[int],
+        attend: Attend,
+    ) -> Tensor:
+        """All blocks.   Shapes: N tokens -> hidden_ND in float32, normed."""
+        config, weights = self.config, self.weights
+        N, H, K, E = len(tokens), config.num_heads, config.num_kv_heads, config.head_dim
+        q_width, v_start = (H + K) * E, (H + 2 * K) * E
+        bucket = bucket_of(N)
+        x_ND, values_NLKE = self._embed(tokens, previous)
+        rotation_N1E = self._rotation(max(positions))[self._long(positions)][:, None]
+        first_ND, middle_ND = x_ND, None
+        for index, layer in enumerate(weights.layers):
+            if config.residual_lambdas:
+                x_ND = torch.mul(x_ND, layer.residual).add_(first_ND, alpha=layer.input)
+            elif index == 0:
+                x_ND = x_ND.clone()
+            qkv_NC = layer.qkv.by_bucket[bucket](x_ND, self._inverse_rms(x_ND)).float()
+            qk_NHE = torch.view_as_real(
+                torch.view_as_complex(qkv_NC[:, :q_width].view(N, H + K, E // 2, 2)) * rotation_N1E
+            ).view(N, H + K, E)
+            qk_NHE.mul_(self._inverse_rms(qk_NHE).mul_(self._scale_H1))
+            v_NKE = qkv_NC[:, q_width:v_start].view(N, K, E)
+            if layer.value_table is not None:
+                assert values_NLKE is not None, "a layer with a value table in a model without"
+                gate_NK1 = torch.sigmoid(qkv_NC[:, v_start : v_start + K])[..., None]
+                v_NKE = torch.addcmul(v_NKE, gate_NK1, values_NLKE[:, layer.value_table])
+            y_NR = attend(index, qk_NHE[:, :H], qk_NHE[:, H:], v_NKE)
+            x_ND.add_(layer.output.by_bucket[bucket](y_NR, None))
+            u_NF = layer.expand.by_bucket[bucket](x_ND, self._inverse_rms(x_ND)).relu_()
+            x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF), None))
+            if config.backout and index == config.backout_layer:
+                middle_ND = x_ND if config.residual_lambdas else x_ND.clone()
+        if middle_ND is not None:
+            x_ND = torch.add(x_ND, middle_ND, alpha=-weights.backout)
+        return x_ND * self._inverse_rms(x_ND)
+
+    def _embed(
+        self, tokens: Sequence[int], previous: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the first block reads, and the value embeddings.   Shapes: -> x_ND, values_NLKE."""
+        weights, config = self.weights, self.config
+        if min(tokens) < 0 or max((*tokens, *previous)) >= config.vocab_size:
+            raise EngineError(
+                f"tokens from {min(tokens)} to {max((*tokens, *previous))}: expected 0 to "
+                f"{config.vocab_size - 1}"
+            )
+        tokens_N = self._long(tokens)
+        x_ND = weights.embedding_VD.index_select(0, tokens_N).float()
+        if weights.smear_V1 is not None:
+            none = config.padded_vocab_size  # the row of zeros
+            previous_N = self._long([none if token == NO_TOKEN else token for token in previous])
+            before_ND = weights.embedding_VD.index_select(0, previous_N)
+            x_ND = torch.addcmul(x_ND, weights.smear_V1.index_select(0, tokens_N), before_ND)
+        if weights.values_VR is None:
+            return x_ND, None
+        values_NR = weights.values_VR.index_select(0, tokens_N).float()
+        return x_ND, values_NR.view(len(tokens), -1, config.num_kv_heads, config.head_dim)
+
+    def _inverse_rms(self, x: Tensor) -> Tensor:
+        """1 / sqrt(mean(x^2) + eps) over the last dimension, which is kept."""
+        norm = torch.linalg.vector_norm(x, 2, -1, True)
+        return torch.addcmul(self._eps, norm, norm, value=1 / x.size(-1)).rsqrt_()
+
+    def _rotation(self, position: int) -> Tensor:
+        """cos - i sin by position, at least up to this one.   Shapes: -> (S, E/2), complex."""
+        if position == 0 or position >= self._rotation_SE.size(0):
+            cos_SE, sin_SE = self._rotary(position + 1, torch.float32, torch.device("cpu"))
+            cos_SE, sin_SE = self._rotary.cos_SE, self._rotary.sin_SE
+            self._rotation_SE = torch.complex(cos_SE, -sin_SE).to(self.device)
+        return self._rotation_SE
+
+    def _long(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+    # ----------------------------------------------------------------------------- weights
+
+    def _make_linear(self, weight: Tensor, is_positive: bool) -> Linear:
+        multiply = plain(weight.to(self.device), self.dtype)
+        return Linear((weight.size(0), weight.size(1)), (multiply,) * 5)
+
+
+def _format(name: FormatName, device: torch.device) -> WeightFormat:
+    if name not in get_args(FormatName):
+        raise ConfigError(f"format is {name!r}, expected one of {', '.join(get_args(FormatName))}")
+    if name == "auto":
+        return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "float32"
+    if name in ("int8", "int4") and device.type != "cpu":
+        raise ConfigError(
+            f"format {name} on {device.type}: expected the CPU; choose bfloat16 or float32 there"
+        )
+    return name
+
+
+def _slots_of_piece(piece: Piece, window: Window) -> list[int]:
+    runs = runs_of(piece.tables[window], piece.start, piece.start + len(piece.tokens))
+    return [slot for first, stop in runs for slot in range(first, stop)]

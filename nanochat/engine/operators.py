@@ -1,0 +1,226 @@
+"""A matrix, a format -> the fastest way to multiply by it.   in: weight_CR   out: Linear
+who calls: weights.py
+
+PyTorch has many operators that multiply by one matrix, and no one of them is fastest for every
+shape, number of rows and processor.  Each candidate here is tried on the matrix itself: what fails
+or computes something else is left out with one line in the log, and of the rest the fastest is kept
+for each bucket of rows.  Choices are cached on the disk, by processor and PyTorch version.
+
+    float32    F.linear, or packed by oneDNN
+    bfloat16   F.linear, or packed by oneDNN: products of bfloat16, sums in float32
+    int8       a scale for every output channel and for every row; sums of integers are exact, so a
+               row's result does not depend on its neighbours at all
+    int4       groups of 32 weights with a scale and a zero each; for many rows at once the same
+               weights as bfloat16, because the 4-bit product takes rows one after another
+Read next: weights.py (which matrices there are), forward.py (who multiplies).
+"""
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanochat.common.device import cpu_flags
+from nanochat.common.errors import DataError
+from nanochat.common.files import read_json, write_json_atomically
+
+__all__ = [
+    "BUCKETS",
+    "CANDIDATES",
+    "Candidate",
+    "Linear",
+    "Multiply",
+    "WeightFormat",
+    "bucket_of",
+    "dequantized",
+    "plain",
+]
+
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+Multiply = Callable[[Tensor, Tensor | None], Tensor]
+"""(x_NR, scale_N1 or None) -> y_NC = (x * scale) @ weight.T; the norm of the stream is the scale."""
+
+BUCKETS = (1, 4, 16, 64, 256)
+"""Most rows of each bucket; the last also takes what is above it."""
+GROUP = 32  # weights that share a scale in int4: 64 saves 6% of the bytes and doubles the bpb lost
+TINY = 1e-30  # a row of zeros has this scale and stays zero
+TIMED_SECONDS = 0.012  # for each candidate and bucket
+WORTH = 0.85  # a second layout of the same weights must take less than this share of the time
+# Largest error of the product, relative to its root mean square, against the weights as stored.
+TOLERANCES: dict[WeightFormat, float] = {
+    "float32": 1e-4,
+    "bfloat16": 0.03,
+    "int8": 0.06,
+    "int4": 0.03,
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One operator: how it wants the weights, and how it multiplies."""
+
+    name: str
+    build: Callable[[Tensor, bool], Multiply]
+    """(weight_CR in float32, whether inputs are never negative) -> Multiply."""
+    needs: frozenset[str] = frozenset()
+    """CPU flags of which one is needed; empty: none."""
+
+
+class Linear:
+    """One matrix, packed: a way to multiply for every bucket of rows."""
+
+    def __init__(self, shape: tuple[int, int], by_bucket: tuple[Multiply, ...]) -> None:
+        self.shape, self.by_bucket = shape, by_bucket
+
+    def __call__(self, x_NR: Tensor, scale_N1: Tensor | None = None) -> Tensor:
+        """Shapes: x_NR, scale_N1 -> y_NC, in float32 or bfloat16."""
+        return self.by_bucket[bucket_of(x_NR.size(0))](x_NR, scale_N1)
+
+
+def bucket_of(num_rows: int) -> int:
+    """The index of the bucket that takes so many rows."""
+    return next((index for index, most in enumerate(BUCKETS) if num_rows <= most), len(BUCKETS) - 1)
+
+
+# ---------------------------------------------------------------------------------- operators
+
+
+def plain(weight: Tensor, dtype: torch.dtype) -> Multiply:
+    """F.linear in `dtype`, on any device: what everything falls back to."""
+    weight_CR = weight.to(dtype)
+
+    def multiply(x_NR: Tensor, scale_N1: Tensor | None) -> Tensor:
+        if scale_N1 is not None:
+            x_NR = torch.mul(x_NR, scale_N1)
+        return F.linear(x_NR.to(dtype), weight_CR)
+
+    return multiply
+
+
+def _packed(weight: Tensor, dtype: torch.dtype) -> Multiply:
+    """oneDNN's own layout; for 1 row in bfloat16 it measured 1.6 times F.linear, for 16 1.7 times."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())
+    product = torch.ops.mkldnn._linear_pointwise.default
+
+    def multiply(x_NR: Tensor, scale_N1: Tensor | None) -> Tensor:
+        if scale_N1 is not None:
+            x_NR = torch.mul(x_NR, scale_N1)
+        return product(x_NR.to(dtype), packed, None, "none", [], "")
+
+    return multiply
+
+
+def _int8_rows(weight: Tensor, is_positive: bool) -> Multiply:
+    """Whole numbers times whole numbers (VNNI, AMX); both scales are multiplied afterwards."""
+    whole_CR, scale_C = _int8_channels(weight)
+    packed = torch.ops.onednn.qlinear_prepack(whole_CR, None)
+    zeros_C = torch.zeros(scale_C.numel(), dtype=torch.int32)
+    product = torch.ops.onednn.qlinear_pointwise.default
+    levels, zero = (255, 0) if is_positive else (127, 128)
+    top_level, offset = torch.tensor(float(levels)), torch.tensor(zero + 0.5)
+    channels_C = scale_C / levels
+
+    def multiply(x_NR: Tensor, scale_N1: Tensor | None) -> Tensor:
+        x_NR = x_NR.float()
+        top_N1 = (x_NR if is_positive else x_NR.abs()).amax(-1, True).clamp_min_(TINY)
+        # What is added makes the cut to an integer a rounding: floor(x + 0.5).
+        whole_NR = torch.addcmul(offset, x_NR, top_level / top_N1).to(torch.uint8)
+        y_NC = product(
+            whole_NR, 1.0, zero, packed, channels_C, zeros_C, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )  # fmt: skip
+        return y_NC.mul_(top_N1 if scale_N1 is None else top_N1.mul_(scale_N1))
+
+    return multiply
+
+
+def _int8_weights(weight: Tensor, is_positive: bool) -> Multiply:
+    """Weights in int8 and nothing else, for processors without products of integers."""
+    whole_CR, scale_C = _int8_channels(weight)
+
+    def multiply(x_NR: Tensor, scale_N1: Tensor | None) -> Tensor:
+        if scale_N1 is not None:
+            x_NR = torch.mul(x_NR, scale_N1)
+        return torch._weight_int8pack_mm(x_NR.bfloat16(), whole_CR, scale_C.bfloat16())
+
+    return multiply
+
+
+def _int4_groups(weight: Tensor, is_positive: bool) -> Multiply:
+    """Two weights a byte; inputs in bfloat16, sums in float32."""
+    whole_CR, scales_GC2 = _int4_groups_of(weight)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole_CR, 1)
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+    def multiply(x_NR: Tensor, scale_N1: Tensor | None) -> Tensor:
+        if scale_N1 is not None:
+            x_NR = torch.mul(x_NR, scale_N1)
+        return product(x_NR.bfloat16(), packed, GROUP, scales_GC2)
+
+    return multiply
+
+
+# ---------------------------------------------------------------------------------- quantizing
+
+
+def dequantized(weight: Tensor, format: WeightFormat) -> Tensor:
+    """The weights that a format really multiplies by, in float32.   Shapes: (C, R) -> (C, R)."""
+    if format == "int8":
+        whole_CR, scale_C = _int8_channels(weight)
+        return whole_CR.float() * scale_C[:, None]
+    if format == "int4":
+        whole_CR, scales_GC2 = _int4_groups_of(weight)
+        scale_CG, zero_CG = scales_GC2.float().permute(2, 1, 0)
+        groups = whole_CR.view(*scale_CG.shape, GROUP) - 8
+        return (groups * scale_CG[..., None] + zero_CG[..., None]).view_as(weight)
+    return weight.to(getattr(torch, format)).float()
+
+
+def _int8_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 and a scale for each row of the matrix."""
+    scale_C = weight.abs().amax(1).clamp_min(TINY) / 127
+    return (weight / scale_C[:, None]).round().to(torch.int8), scale_C
+
+
+def _int4_groups_of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from 0 to 15, and for each group (scale, value of 8) in bfloat16."""
+    groups_CGR = weight.unflatten(1, (-1, GROUP))
+    low, high = groups_CGR.amin(-1), groups_CGR.amax(-1)
+    scale = ((high - low) / 15).clamp_min(TINY).bfloat16().float()
+    middle = (low + 8 * scale).bfloat16().float()
+    whole = ((groups_CGR - middle[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
+    scales_GC2 = torch.stack((scale.T, middle.T), dim=-1).bfloat16().contiguous()
+    return whole.to(torch.int32).flatten(1), scales_GC2
+
+
+INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+CANDIDATES: dict[WeightFormat, tuple[Candidate, ...]] = {
+    "float32": (
+        Candidate("F.linear", lambda weight, _: plain(weight, torch.float32)),
+        Candidate("onednn packed", lambda weight, _: _packed(weight, torch.float32)),
+    ),
+    "bfloat16": (
+        Candidate("onednn packed", lambda weight, _: _packed(weight, torch.bfloat16)),
+        Candidate("F.linear", lambda weight, _: plain(weight, torch.bfloat16)),
+    ),
+    "int8": (
+        Candidate("onednn int8 by row", _int8_rows, INTEGER_PRODUCTS),
+        Candidate("int8 weights", _int8_weights),
+    ),
+    "int4": (
+        Candidate("int4 groups", _int4_groups),
+        Candidate(
+            "onednn packed",
+            lambda weight, _: _packed(dequantized(weight, "int4"), torch.bfloat16),
+        ),
+    ),
+}
