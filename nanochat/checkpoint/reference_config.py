@@ -161,7 +161,7 @@ def config_of(
 
 def stage_of(files: ReferenceFiles, meta: MetaFile, weights: Mapping[str, Tensor]) -> str:
     """The stage, by the folder's name; where it has none of them, by what its script wrote."""
-    folder = files.model.resolve().parent.parent.name
+    folder = files.model.parent.resolve().parent.name  # in the Hub's cache files are links
     if folder in STAGES_BY_FOLDER:
         return STAGES_BY_FOLDER[folder]
     if "step" not in meta.raw:

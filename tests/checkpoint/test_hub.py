@@ -188,9 +188,10 @@ def test_the_references_own_format(
         assert torch.equal(a, b)
     assert len(hub.downloads()) == 3
 
+    directory.parent.rename(directory.parent.with_name("chatsft_checkpoints"))
     hub.repositories["karpathy/whole"] = Repository.of(directory.parents[1])
-    there = load("hf:karpathy/whole/base_checkpoints/d4")
-    assert there.stage == "pretrain" and there.path.name == "d4"
+    there = load("hf:karpathy/whole/chatsft_checkpoints/d4")
+    assert (there.stage, there.path.name) == ("sft", "d4"), "by the folder's name"
 
 
 @pytest.mark.req("FR-046")
