@@ -1,11 +1,13 @@
-"""nanochat tokenizer import   in: tokenizer.pkl   out: tokenizer.json   who calls: cli.main
+"""nanochat tokenizer import   in: a vocabulary of another program   out: tokenizer.json
+who calls: cli.main
 
-Read next: tokenizer/reference.py (why nothing in the pickle can run).
+Read next: tokenizer/load.py (the forms), tokenizer/reference.py (why nothing in a pickle can run).
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -18,12 +20,15 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """Turn karpathy/nanochat's tokenizer.pkl into tokenizer.json; nothing in the pickle is run."""
+    """Turn a vocabulary into our tokenizer.json: karpathy/nanochat's tokenizer.pkl (nothing in it
+    is run), tiktoken's .tiktoken, Hugging Face's tokenizer.json."""
 
     path: tyro.conf.Positional[Path]
-    """tokenizer.pkl, or the folder that has it."""
+    """The file, or the folder that has it."""
     out: Path | None = None
     """Folder for tokenizer.json. None: the folder `tokenizer` in the home."""
+    pattern: Literal["nanochat", "gpt4"] | None = None
+    """How a .tiktoken file's text is cut: digits by two, or by three. None: as stands beside it."""
     overwrite: bool = False
     """Replace a tokenizer that is already there."""
 
@@ -34,7 +39,7 @@ def run(config: Config) -> int:
     Raises: TokenizerError for a file that is no tokenizer, ConfigError for the place.
     """
     path = output_file(config.out, config.home, config.overwrite)
-    tokenizer = load_tokenizer(config.path.expanduser())
+    tokenizer = load_tokenizer(config.path.expanduser(), config.pattern)
     tokenizer.save(path)
     if config.json:
         result = {

@@ -206,7 +206,10 @@ def test_wrong_input_in_one_line(
         (["decode", "72", "x1", *pickled], "'x1' is no token: expected whole numbers"),
         (["decode", "512", *pickled], "token 512 is outside the vocabulary of 512"),
         (["encode", "a"], f"{home / 'tokenizer'} does not exist"),
-        (["import", str(home)], "neither tokenizer.json nor tokenizer.pkl in it"),
+        (
+            ["import", str(home)],
+            "has none of tokenizer.json, tokenizer.pkl, tokenizer.tiktoken in it",
+        ),
         (["import", str(home / "absent.pkl")], "absent.pkl: cannot be read"),
     ):
         assert main(["tokenizer", *words]) == 2, words
@@ -238,8 +241,8 @@ def test_import_gives_the_same_tokenizer(
 
 
 def test_none_of_this_needs_torch() -> None:
-    modules = "chat load reference stream tokenizer train".split()
-    verbs = "train encode decode import".split()
+    modules = "chat huggingface load reference stream tiktoken_file tokenizer train".split()
+    verbs = "train encode decode import export".split()
     names = [f"nanochat.tokenizer.{name}" for name in modules]
     names += [f"nanochat.cli.tokenizer_{name}" for name in verbs]
     check = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
