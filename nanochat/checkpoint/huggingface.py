@@ -202,13 +202,6 @@ def _tensor(place: _Place) -> Tensor:
     return tensor.float()
 
 
-def _find_tensors(directory: Path) -> dict[str, _Place]:
-    found: dict[str, _Place] = {}
-    for part in weight_parts(directory):
-        found |= _tensors_in(part)
-    return found
-
-
 def _tensors_in(path: Path) -> list[tuple[str, _Place]]:
     try:
         with safe_open(path, "pt") as file:

@@ -320,6 +320,8 @@ def test_it_can_be_trained_there(tiny_tokenizer: Tokenizer, tmp_path: Path) -> N
     )
     torch.testing.assert_close(loss, expected, atol=LOGITS_ATOL, rtol=0)
     loss.backward()
+    assert theirs.get_input_embeddings().weight.grad is not None
+    assert theirs.get_output_embeddings() is theirs.head, "the table is not shared"
     assert all(weight.grad is not None for weight in theirs.parameters())
 
 
