@@ -52,6 +52,7 @@ __all__ = [
     "Checkpoint",
     "checkpoints_in",
     "find_steps",
+    "is_finished",
     "load_checkpoint",
     "newest_valid",
     "save_checkpoint",
@@ -140,6 +141,19 @@ def find_steps(directory: Path) -> dict[int, Path]:
     """The finished checkpoints of a stage, by step, ascending; a directory without a manifest is
     none."""
     return checkpoints_in(directory / "checkpoints")
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a stage's newest checkpoint is the last one its run was to have; a damaged one is
+    not."""
+    steps = find_steps(directory)
+    if not steps:
+        return False
+    try:
+        state = read_object(steps[max(steps)] / STATE)
+    except CheckpointError:
+        return False
+    return bool(state.get("is_finished", True))  # what other writers save is whole
 
 
 def checkpoints_in(checkpoints: Path) -> dict[int, Path]:

@@ -19,7 +19,13 @@ import torch
 
 from nanochat.checkpoint import reference as karpathy
 from nanochat.checkpoint.fit import check_vocabulary, check_weights
-from nanochat.checkpoint.format import Checkpoint, find_steps, load_checkpoint, verify_checkpoint
+from nanochat.checkpoint.format import (
+    Checkpoint,
+    find_steps,
+    is_finished,
+    load_checkpoint,
+    verify_checkpoint,
+)
 from nanochat.checkpoint.hub import PREFIX, download
 from nanochat.checkpoint.huggingface import is_huggingface, read_huggingface
 from nanochat.common.config import nearest
@@ -253,11 +259,12 @@ def _reference_tokenizer(path: Path) -> Path:
 
 def _last_stage(directory: Path, before: str | None = None) -> str:
     stages = STAGES[: STAGES.index(before)] if before else STAGES
-    done = [stage for stage in stages if find_steps(directory / stage)]
-    if not done:
+    begun = [stage for stage in stages if find_steps(directory / stage)]
+    if not begun:
         what = f"stage before {before}" if before else "stage"
         raise CheckpointError(f"run {directory.name} has no finished {what}: train it first")
-    return done[-1]
+    finished = [stage for stage in begun if is_finished(directory / stage)]
+    return (finished or begun)[-1]
 
 
 def _checkpoints_in(directory: Path, step: int | None = None) -> list[Path]:

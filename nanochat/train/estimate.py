@@ -1,13 +1,9 @@
-"""A plan -> what it will take.   in: Plan, GPTConfig, a device   out: bytes, seconds, lines
-who calls: cli (--dry-run), plan.py
+"""A plan -> what it will take.   in: GPTConfig, tokens, a machine's speed   out: bytes, lines
+who calls: stages.py (--dry-run), plan.py   (pure, no torch)
 
-Arithmetic, and a tenth of a second of matrix products to see how fast the machine is.
 Read next: plan.py.
 """
 
-import torch
-
-from nanochat.common.device import peak_flops
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import count_parameters
 from nanochat.train.display import format_duration
@@ -36,22 +32,22 @@ def estimate_lines(
     flops_per_token: int,
     num_tokens: int,
     device_tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    flops_per_s: float,
 ) -> list[tuple[str, str, str]]:
     """Name, value and reason of memory and time, as Plan.lines gives them.
 
-    `device_tokens` are computed at once, `num_tokens` in all.
+    `device_tokens` are computed at once, `num_tokens` in all; `flops_per_s` is what the device
+    reaches in large products.
     """
     memory = state_bytes(config) + device_tokens * activation_bytes_per_token(config)
-    flops = peak_flops(device, dtype)
-    seconds = num_tokens * flops_per_token / (flops * USUAL_MFU)
+    seconds = num_tokens * flops_per_token / (flops_per_s * USUAL_MFU)
     return [
         ("parameters", f"{count_parameters(config).total:,}", ""),
         ("memory", f"{memory / 2**30:.1f} GiB", "weights, moments and activations; estimated"),
         (
             "time",
             format_duration(seconds),
-            f"half of the {flops / 1e12:.2f} TFLOP/s this device reaches in products; estimated",
+            f"half of the {flops_per_s / 1e12:.2f} TFLOP/s this device reaches in products; "
+            "estimated",
         ),
     ]

@@ -50,6 +50,7 @@ class RunKeeper:
             "metrics": to_plain(metrics),
             "progress": replace(progress, last_row=metrics).to_json(),
             "identity": dict(self.identity),
+            "is_finished": progress.step == self.identity["plan"]["num_steps"],
         }
         checkpoint = Checkpoint(
             config=self.model.config,
@@ -86,7 +87,7 @@ class RunKeeper:
         if found is None:
             return None
         step, path = found
-        checkpoint = load_checkpoint(path, with_optimizer=True)
+        checkpoint = load_checkpoint(path, with_optimizer=True, with_hashes=False)  # just verified
         if checkpoint.optimizer is None:
             raise CheckpointError(f"{path}: has no moments to go on with")
         differs = differences(checkpoint.state.get("identity", {}), self.identity)

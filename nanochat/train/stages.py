@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import nanochat
-from nanochat.checkpoint.format import find_steps, newest_valid
+from nanochat.checkpoint.format import find_steps, is_finished
 from nanochat.checkpoint.resolve import STAGES, run_directory
 from nanochat.checkpoint.saver import Retention, Saver
 from nanochat.common.config import to_json_dict
@@ -23,11 +23,12 @@ from nanochat.common.device import (
     best_device,
     compute_dtype,
     find_compiler,
+    peak_flops,
     total_memory_bytes,
 )
 from nanochat.common.dist import current_world
 from nanochat.common.errors import ConfigError
-from nanochat.common.files import read_json, write_json_atomically
+from nanochat.common.files import write_json_atomically
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -104,21 +105,11 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
             for later in STAGES[STAGES.index(stage) :]:
                 shutil.rmtree(directory.with_name(later), ignore_errors=True)
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if not config.resume and _is_finished(directory):
+    if not config.resume and is_finished(directory):
         raise ConfigError(
             f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
         )
     return directory
-
-
-def _is_finished(directory: Path) -> bool:
-    """Whether the last checkpoint is the last one its plan asked for."""
-    found = newest_valid(directory)
-    if found is None:
-        return False
-    step, path = found
-    state = read_json(path / "state.json")
-    return bool(step == state.get("identity", {}).get("plan", {}).get("num_steps", step))
 
 
 def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finished:
@@ -195,8 +186,7 @@ def dry_run(config: StageConfig, plan: Plan, model_config: GPTConfig, display: D
         flops_per_token=plan.flops_per_token,
         num_tokens=plan.num_steps * plan.batch_tokens,
         device_tokens=plan.device_batch_rows * plan.context_len,
-        device=device,
-        dtype=compute_dtype(device, config.dtype),
+        flops_per_s=peak_flops(device, compute_dtype(device, config.dtype)),
     )
     _show([*plan.lines(), *estimates], display)
 

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanochat.checkpoint.format import is_finished
+from nanochat.checkpoint.resolve import resolve
 from nanochat.common.errors import ConfigError
 from nanochat.train.config import MidtrainConfig, SftConfig
 from nanochat.train.display import Display
@@ -110,7 +112,10 @@ def test_stopping_leaves_no_trace(
         with pytest.raises(Killed):
             run(tmp_path / "halting", KillAfter(kill), {})
     notes = Notes()
+    halted = tmp_path / "halting/runs/d2" / stage
+    assert not is_finished(halted)
     halting = run(tmp_path / "halting", notes, {})
+    assert is_finished(halted)
     assert any("going on after step" in line for line in notes.lines)
     assert measured(halting) == measured(whole)
     expected, found = everything(whole), everything(halting)
@@ -125,6 +130,17 @@ def test_killed_before_the_first_checkpoint(corpora: Corpora, tmp_path: Path) ->
     with pytest.raises(Killed):
         run(tmp_path / "halting", KillAfter(2), {})
     assert measured(run(tmp_path / "halting", QUIET, {"resume": True})) == measured(whole)
+
+
+@pytest.mark.req("FR-046")
+def test_a_run_stands_for_its_last_finished_stage(corpora: Corpora, tmp_path: Path) -> None:
+    tune = runs(corpora)["sft"]
+    with pytest.raises(Killed):
+        tune(tmp_path, KillAfter(6), {})
+    assert resolve("d2", tmp_path).parts[-3] == "pretrain"
+    assert resolve("d2/sft", tmp_path).name == "step_000005"  # by name it can be had
+    tune(tmp_path, QUIET, {})
+    assert resolve("d2", tmp_path).parts[-3] == "sft"
 
 
 @pytest.mark.req("FR-020")
