@@ -270,8 +270,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         "instruction INT",
     ),
     "too many instructions": (
-        lambda: archive(b"\x80\x02" + b"N" * 2_200_000 + b"."),
-        "has more than 2097152 instructions",
+        lambda: archive(b"\x80\x02" + b"N" * 600_000 + b"."),
+        "has more than 524288 instructions",
     ),
     "a large pickle": (
         lambda: archive(b"\x80\x02" + b"N" * (16 * 2**20) + b"."),

@@ -182,7 +182,10 @@ def test_a_meta_file_that_contradicts_the_tensors(
         load_config(meta, weights)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"model_config": 5}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "5", "{}", '{"model_config": 5}', b"\xff\xfe", "[" * 10_000, " " * 2**21],
+)
 @pytest.mark.req("FR-047")
 def test_a_damaged_meta_file(text: str | bytes, meta: Path, weights: Weights) -> None:
     meta.write_bytes(text if isinstance(text, bytes) else text.encode())
