@@ -23,7 +23,7 @@ from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
 from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, train_stage
 
-__all__ = ["ChatStage", "epochs_of", "train_on_conversations"]
+__all__ = ["ChatStage", "epochs_of", "run_of", "train_on_conversations"]
 
 VALIDATION_ROWS = 8
 
@@ -55,7 +55,7 @@ def train_on_conversations(
     """
     path = resolve(config.model, config.home, before=stage.name)
     checkpoint = read(path, with_optimizer=True)
-    run = config.run or _run_of(config.model)
+    run = config.run or run_of(config.model)
     tokenizer = checkpoint.tokenizer
     device = best_device(config.device)
     model = restore(checkpoint, str(path)).to(device)
@@ -105,11 +105,13 @@ def train_on_conversations(
     return train_stage(config, work, display)
 
 
-def _run_of(reference: str) -> str:
+def run_of(reference: str) -> str:
     """The run that a reference such as d12/midtrain@500 belongs to.
 
-    Raises: ConfigError for a directory, which has none.
+    Raises: ConfigError for a directory or a Hub repository, which have none.
     """
+    if reference.startswith("hf:"):
+        raise ConfigError(f"model {reference!r} belongs to no run here: name one with --run")
     run = reference.split("@")[0].split("/")[0]
     if not run or Path(reference).expanduser().is_dir():
         raise ConfigError(f"model {reference!r} is a directory: name the run to write with --run")

@@ -297,10 +297,11 @@ def test_caches_that_are_cropped_repeated_and_reordered(
 def test_what_the_model_file_cannot_do_it_refuses(
     tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    theirs, _ = exported("v5", tiny_tokenizer, tmp_path / "out")
     tokens = tokens_of(1, 8)
-    with pytest.raises(ValueError, match="a cache of fixed size is not supported"):
-        theirs(tokens, past_key_values=StaticCache(config=theirs.config, max_cache_len=16))
+    for generation in ("v2", "v5"):
+        theirs, _ = exported(generation, tiny_tokenizer, tmp_path / generation)
+        with pytest.raises(ValueError, match="a cache of fixed size is not supported"):
+            theirs(tokens, past_key_values=StaticCache(config=theirs.config, max_cache_len=16))
     with pytest.raises(ValueError, match=r"attention_mask is \(1, 5\), expected \(batch, 8\)"):
         theirs(tokens, attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
     cache = DynamicCache()

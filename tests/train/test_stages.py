@@ -388,6 +388,8 @@ def test_a_directory_needs_a_run_to_write(story: Story, corpora: Corpora, home: 
     config = chat_config(SftConfig, home, model=str(story.base.checkpoint), num_steps=1)
     with pytest.raises(ConfigError, match="is a directory: name the run to write with --run"):
         sft(config, corpora.chats, None, QUIET)
+    with pytest.raises(ConfigError, match="'hf:someone/d12' belongs to no run here: name one with"):
+        continuation.run_of("hf:someone/d12")
     done = sft(dataclasses.replace(config, run="mine"), corpora.chats, None, QUIET)
     assert done.checkpoint.is_relative_to(home / "runs" / "mine" / "sft")
     assert state_of(done)["parent"] == str(story.base.checkpoint)

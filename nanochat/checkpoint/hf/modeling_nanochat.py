@@ -177,6 +177,8 @@ class NanoChatGPTForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
+        if cache is not None and cache.is_compileable:
+            raise ValueError("a cache of fixed size is not supported: use a DynamicCache")
         num_past = cache.get_seq_length() if cache is not None else 0
         real = self._real(attention_mask, num_past + input_ids.size(1))
         x = first = self._embed(self._tokens(input_ids, cache, num_past), real, num_past)
@@ -223,8 +225,6 @@ class NanoChatGPTForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if cache is None or self.choices["smear_channels"] is None:
             return input_ids
-        if cache.is_compileable:
-            raise ValueError("a cache of fixed size is not supported: use a DynamicCache")
         while len(cache.layers) <= self.choices["num_layers"]:
             cache.layers.append(DynamicLayer())
         layer = cache.layers[self.choices["num_layers"]]
