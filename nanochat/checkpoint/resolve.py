@@ -32,7 +32,6 @@ from nanochat.common.config import nearest
 from nanochat.common.errors import CheckpointError
 from nanochat.common.files import home_dir
 from nanochat.model.gpt import GPT
-from nanochat.tokenizer.reference import load_reference_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -195,7 +194,7 @@ def restore(checkpoint: Checkpoint, where: str) -> GPT:
 
 
 def read(path: Path, *, with_optimizer: bool = False, with_hashes: bool = True) -> Checkpoint:
-    """The checkpoint in a directory of any format; moments, and hashes, only from our own.
+    """The checkpoint in a directory of any format; hashes only from our own.
 
     Raises: CheckpointError naming the file and the reason.
     """
@@ -204,16 +203,7 @@ def read(path: Path, *, with_optimizer: bool = False, with_hashes: bool = True) 
     files = karpathy.find_files(path)
     if files is None:
         return load_checkpoint(path, with_optimizer=with_optimizer, with_hashes=with_hashes)
-    weights = karpathy.load_weights(files.model)
-    config = karpathy.load_config(files.meta, weights)
-    stage = {"base": "pretrain", "mid": "midtrain", "chatsft": "sft", "chatrl": "rl"}
-    kind = path.parent.name.removesuffix("_checkpoints")
-    return Checkpoint(
-        config=config,
-        weights={karpathy.name_of(name): tensor.float() for name, tensor in weights.items()},
-        tokenizer=load_reference_tokenizer(_reference_tokenizer(path)),
-        state={"stage": stage.get(kind, "pretrain"), "step": files.step},
-    )
+    return karpathy.read_reference(files, karpathy.ReadOptions(with_optimizer=with_optimizer))
 
 
 def _verified(path: Path) -> None:
@@ -243,18 +233,6 @@ def _first_whole(paths: list[Path], look: Callable[[Path], T]) -> tuple[Path, T]
     if len(refused) == 1:
         raise first
     raise CheckpointError(f"{first} (and {len(refused) - 1} older checkpoints are refused too)")
-
-
-def _reference_tokenizer(path: Path) -> Path:
-    candidates = [
-        folder / "tokenizer" / "tokenizer.pkl"
-        for folder in (path.resolve().parent.parent, path, path.parent)
-    ]
-    candidates.append(path / "tokenizer.pkl")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise CheckpointError(f"{path}: no tokenizer.pkl, looked for {', '.join(map(str, candidates))}")
 
 
 def _last_stage(directory: Path, before: str | None = None) -> str:

@@ -43,6 +43,13 @@ class Config(CommonOptions):
     """Which step of karpathy/nanochat's. None: the last."""
     softcap: float | None = None
     """What logits are capped at. None: 15; only models of 2 to 9 March 2026 had 20."""
+    window_pattern: str | None = None
+    """Windows over the layers, such as SSSL, where karpathy/nanochat's files say nothing of them.
+    None: what its base model says, or the usual one."""
+    alias: tuple[str, ...] = ()
+    """OLD=NEW for a tensor that a fork calls otherwise than karpathy/nanochat; * is the layer."""
+    optimizer: bool = True
+    """Bring the moments along; --no-optimizer where they are incomplete."""
     overwrite: bool = False
     """Replace the stage if the run has it already."""
 
@@ -54,12 +61,14 @@ def run(config: Config) -> int:
     """
     from nanochat.checkpoint.fit import check_vocabulary, check_weights
     from nanochat.checkpoint.format import save_checkpoint, step_path
+    from nanochat.checkpoint.huggingface import is_huggingface
     from nanochat.checkpoint.resolve import run_directory
 
     directory = run_directory(config.home, config.run)
     path, checkpoint = _read(config)
-    check_vocabulary(checkpoint.config, checkpoint.tokenizer.vocab_size, str(path))
-    check_weights(checkpoint.config, checkpoint.weights, str(path))
+    if is_huggingface(path):  # the other reader has checked
+        check_vocabulary(checkpoint.config, checkpoint.tokenizer.vocab_size, str(path))
+        check_weights(checkpoint.config, checkpoint.weights, str(path))
     stage, step = str(checkpoint.state["stage"]), int(checkpoint.state["step"])
     if (directory / stage).exists() and not config.overwrite:
         raise ConfigError(
@@ -100,6 +109,12 @@ def _set_aside(stage: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _aliases(words: tuple[str, ...]) -> dict[str, str]:
+    if wrong := [word for word in words if word.count("=") != 1]:
+        raise ConfigError(f"--alias {wrong[0]!r}: expected OLD=NEW")
+    return dict(word.split("=") for word in words)
+
+
 def _read(config: Config) -> tuple[Path, "Checkpoint"]:
     """The directory that is meant, and what is in it, tensors to be read one by one."""
     from nanochat.checkpoint.hub import PREFIX, download
@@ -121,7 +136,12 @@ def _read(config: Config) -> tuple[Path, "Checkpoint"]:
             )
         path = files.model.parent
         options = ReadOptions(
-            softcap=config.softcap, stage=config.stage, with_optimizer=True, is_streamed=True
+            softcap=config.softcap,
+            window_pattern=config.window_pattern,
+            aliases=_aliases(config.alias),
+            stage=config.stage,
+            with_optimizer=config.optimizer,
+            is_streamed=True,
         )
         checkpoint = read_reference(files, options)
     state = {

@@ -53,8 +53,12 @@ def test_the_references_files(
     assert first.endswith("base_checkpoints/d4") and all(n.startswith("note: ") for n in notes)
     assert load("theirs").model.config.logit_softcap == 15
     assert load("x").model.config.logit_softcap == 20
-    words = ["--run", "y", "--tag", "d4", "--step", "30", "--stage", "pretrain"]
+    words = ["--run", "y", "--tag", "d4", "--step", "30", "--stage", "pretrain", "--no-optimizer"]
+    words += ["--alias", "blocks.*.attention=transformer.h.*.attn", "--window-pattern", "SSSL"]
     assert main(["import", str(reference_home), *words]) == 0
+    assert not list((home / "runs/y/pretrain").rglob("optimizer.safetensors"))
+    assert main(["import", str(reference_home), "--run", "z", "--alias", "one"]) == 2
+    assert "--alias 'one': expected OLD=NEW" in capsys.readouterr().err
 
 
 @pytest.mark.req("FR-046")
