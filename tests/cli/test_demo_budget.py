@@ -20,10 +20,9 @@ def test_a_steady_machine_gets_its_shares() -> None:
 @pytest.mark.req("SC-003", "FR-078")
 def test_a_machine_that_slows_down_trains_less_not_longer() -> None:
     budget = Budget(100.0, SHARES, tokens_per_s=1000.0)
-    budget.spent("pretrain", 80.0, 50_000)  # was to take 50 seconds
-    assert budget.tokens_per_s == 625.0
-    steps = budget.num_steps("midtrain", 100)
-    assert steps == int(20.0 * 0.7 * 625.0 / 100)
-    budget.spent("midtrain", 30.0, 30 * 625.0)
+    budget.spent("pretrain", 62.5, 50_000)  # was to take 50 seconds
+    assert budget.tokens_per_s == 800.0
+    assert budget.num_steps("midtrain", 100) == int(37.5 * 0.7 * 800.0 / 100)
+    budget.spent("midtrain", 37.5, 37.5 * 800.0)
     # nothing is left, but fine-tuning has half of its 15 seconds all the same
-    assert budget.num_steps("sft", 250) == int(7.5 * 625.0 / 250)
+    assert budget.num_steps("sft", 250) == int(7.5 * 800.0 / 250)
