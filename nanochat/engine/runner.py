@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanochat.engine.cache import ContiguousCache
 from nanochat.engine.request import FinishReason, Request, TokenEvent
-from nanochat.engine.sampling import Sampled, sample
+from nanochat.engine.sampling import Chooser, Sampled, sample
 from nanochat.model.gpt import GPT, NO_TOKEN
 from nanochat.tokenizer.stream import StreamDecoder
 
@@ -126,5 +126,15 @@ def decode(model: GPT, cache: ContiguousCache, rows: Sequence[Row]) -> Sampled:
 
 
 def _sample(model: GPT, hidden_BD: Tensor, rows: Sequence[Row]) -> Sampled:
-    params = [row.request.sampling for row in rows]
-    return sample(model.logits(hidden_BD), params, [row.num_generated for row in rows])
+    logits_BV = model.logits(hidden_BD)
+    return sample(logits_BV, [_chooser(row, logits_BV) for row in rows])
+
+
+def _chooser(row: Row, logits_BV: Tensor) -> Chooser:
+    prompt, answer = row.tokens[: row.num_prompt], row.tokens[row.num_prompt :]
+    chooser = Chooser(
+        row.request.sampling, prompt, vocab_size=logits_BV.size(1), device=logits_BV.device
+    )
+    for token in answer:
+        chooser.add(token)
+    return chooser
