@@ -19,14 +19,17 @@ from torch import Tensor
 
 from nanochat.common.device import best_device, compute_dtype
 from nanochat.common.errors import ConfigError, EngineError
+from nanochat.common.files import home_dir
 from nanochat.engine.attend import attend_piece, attend_row
+from nanochat.engine.choice import Chooser
+from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
-from nanochat.engine.operators import Linear, WeightFormat, bucket_of, plain
+from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
 from nanochat.engine.weights import fuse
 from nanochat.model.gpt import GPT, NO_TOKEN
 from nanochat.model.layers import RotaryTable
 
-__all__ = ["Forward", "FormatName", "Piece", "Tables"]
+__all__ = ["FormatName", "Forward", "Piece", "Tables"]
 
 FormatName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Tables = Mapping[Window, Table]
@@ -66,7 +69,10 @@ class Forward:
         self.format = _format(format, self.device)
         self.dtype = torch.float32 if self.format == "float32" else torch.bfloat16
         """What keys and values are kept in."""
-        self.weights = fuse(model, self._make_linear, self.dtype, self.device)
+        chooser = Chooser(self.format, home_dir(home) / "cache")
+        make = chooser.make if self.device.type == "cpu" else self._plain_linear
+        self.weights = fuse(model, make, self.dtype, self.device)
+        chooser.save()
         config = model.config
         self._rotary = RotaryTable(
             config.head_dim,
@@ -75,11 +81,9 @@ class Forward:
             round_to_bfloat16=config.rope_dtype == "bfloat16",
         )
         self._rotation_SE = self._rotation(0)
-        scales = [config.qk_scale**2 * config.head_dim**-0.5] * config.num_heads
-        self._scale_H1 = torch.tensor([*scales, *[1.0] * config.num_kv_heads], device=self.device)[
-            :, None
-        ]
+        self._scale = config.qk_scale**2 * config.head_dim**-0.5
         self._eps = torch.tensor(config.norm_eps, device=self.device)
+        self._buffers: dict[int, Buffers] = {}
 
     # ------------------------------------------------------------------------------- paths
 
@@ -107,7 +111,7 @@ class Forward:
             for window in memory.num_blocks
         }
         config = self.config
-        K, E = config.num_kv_heads, config.head_dim
+        K = config.num_kv_heads
 
         def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
             window = config.windows[layer]
@@ -120,7 +124,7 @@ class Forward:
                 k_KSE, v_KSE = memory.gather(layer, runs_of(piece.tables[window], first, stop))
                 y = attend_piece(
                     q_KNGE[:, begin:end], k_KSE, v_KSE,
-                    start=piece.start, first=first, window=window,
+                    start=piece.start, first=first, window=window, scale=self._scale,
                 )  # fmt: skip
                 parts.append(y.transpose(0, 1).reshape(end - begin, -1))
                 begin = end
@@ -146,8 +150,8 @@ class Forward:
         Shapes: -> hidden_BD.
         Raises: EngineError for a token outside the vocabulary.
         """
-        config = self.config
-        K, E = config.num_kv_heads, config.head_dim
+        self._check(tokens_B, previous_B)
+        num_rows = len(tokens_B)
         runs = {
             window: [
                 runs_of(table[window], 0 if window is None else max(0, at - window), at + 1)
@@ -158,24 +162,36 @@ class Forward:
         slots = {
             window: self._long([row[-1][1] - 1 for row in rows]) for window, rows in runs.items()
         }
+        none = self.config.padded_vocab_size
+        step = Step(
+            tokens_B=self._long(tokens_B),
+            previous_B=self._long([none if token == NO_TOKEN else token for token in previous_B]),
+            rotation_BE=self._rotation(max(positions_B))[self._long(positions_B)],
+            slots=slots,
+        )
+        windows, scale = self.config.windows, self._scale
 
-        def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
-            window = config.windows[layer]
-            memory.write(layer, slots[window], k_NKE, v_NKE)
-            q_BKGE = q_NHE.to(memory.dtype).view(-1, K, config.num_heads // K, E)
+        def read_memory(layer: int, q_BKGE: Tensor) -> Tensor:
+            if num_rows == 1:
+                k_KSE, v_KSE = memory.gather(layer, runs[windows[layer]][0])
+                return attend_row(q_BKGE, k_KSE[None], v_KSE[None], scale).view(1, -1)
             y_BKGE = torch.empty_like(q_BKGE)
-            for row, row_runs in enumerate(runs[window]):
-                y_BKGE[row] = attend_row(q_BKGE[row], *memory.gather(layer, row_runs))
-            return y_BKGE.view(len(tables), -1)
+            for row_runs, q, y in zip(
+                runs[windows[layer]], q_BKGE.split(1), y_BKGE.split(1), strict=True
+            ):
+                k_KSE, v_KSE = memory.gather(layer, row_runs)
+                y.copy_(attend_row(q, k_KSE[None], v_KSE[None], scale))
+            return y_BKGE.view(num_rows, -1)
 
-        return self._run(tokens_B, previous_B, positions_B, attend)
+        buffers = self._buffers_for(num_rows)
+        return decode(self.config, self.weights, buffers, step, memory, read_memory)
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Capped logits in float32.   Shapes: hidden_ND -> (N, V), V the true vocabulary."""
-        cap = self.config.logit_softcap
-        logits_NV = self.weights.head(hidden_ND)[:, : self.config.vocab_size].float()
-        return torch.div(logits_NV, cap).tanh_().mul_(cap)
+        # The head was divided by the cap when it was packed.
+        scaled_NV = self.weights.head(hidden_ND)[:, : self.config.vocab_size].float()
+        return scaled_NV.tanh_().mul_(self.config.logit_softcap)
 
     # ------------------------------------------------------------------------------- trunk
 
@@ -199,20 +215,20 @@ class Forward:
                 x_ND = torch.mul(x_ND, layer.residual).add_(first_ND, alpha=layer.input)
             elif index == 0:
                 x_ND = x_ND.clone()
-            qkv_NC = layer.qkv.by_bucket[bucket](x_ND, self._inverse_rms(x_ND)).float()
+            qkv_NC = layer.qkv.by_bucket[bucket](x_ND * self._inverse_rms(x_ND)).float()
             qk_NHE = torch.view_as_real(
                 torch.view_as_complex(qkv_NC[:, :q_width].view(N, H + K, E // 2, 2)) * rotation_N1E
             ).view(N, H + K, E)
-            qk_NHE.mul_(self._inverse_rms(qk_NHE).mul_(self._scale_H1))
+            qk_NHE.mul_(self._inverse_rms(qk_NHE))
             v_NKE = qkv_NC[:, q_width:v_start].view(N, K, E)
             if layer.value_table is not None:
                 assert values_NLKE is not None, "a layer with a value table in a model without"
                 gate_NK1 = torch.sigmoid(qkv_NC[:, v_start : v_start + K])[..., None]
                 v_NKE = torch.addcmul(v_NKE, gate_NK1, values_NLKE[:, layer.value_table])
             y_NR = attend(index, qk_NHE[:, :H], qk_NHE[:, H:], v_NKE)
-            x_ND.add_(layer.output.by_bucket[bucket](y_NR, None))
-            u_NF = layer.expand.by_bucket[bucket](x_ND, self._inverse_rms(x_ND)).relu_()
-            x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF), None))
+            x_ND.add_(layer.output.by_bucket[bucket](y_NR))
+            u_NF = layer.expand.by_bucket[bucket](x_ND * self._inverse_rms(x_ND))
+            x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF)))
             if config.backout and index == config.backout_layer:
                 middle_ND = x_ND if config.residual_lambdas else x_ND.clone()
         if middle_ND is not None:
@@ -224,11 +240,7 @@ class Forward:
     ) -> tuple[Tensor, Tensor | None]:
         """What the first block reads, and the value embeddings.   Shapes: -> x_ND, values_NLKE."""
         weights, config = self.weights, self.config
-        if min(tokens) < 0 or max((*tokens, *previous)) >= config.vocab_size:
-            raise EngineError(
-                f"tokens from {min(tokens)} to {max((*tokens, *previous))}: expected 0 to "
-                f"{config.vocab_size - 1}"
-            )
+        self._check(tokens, previous)
         tokens_N = self._long(tokens)
         x_ND = weights.embedding_VD.index_select(0, tokens_N).float()
         if weights.smear_V1 is not None:
@@ -240,6 +252,27 @@ class Forward:
             return x_ND, None
         values_NR = weights.values_VR.index_select(0, tokens_N).float()
         return x_ND, values_NR.view(len(tokens), -1, config.num_kv_heads, config.head_dim)
+
+    def _check(self, tokens: Sequence[int], previous: Sequence[int]) -> None:
+        low, high = min(tokens), max(max(tokens), max(previous))
+        if low < 0 or min(previous) < NO_TOKEN or high >= self.config.vocab_size:
+            raise EngineError(
+                f"tokens from {min(low, min(previous))} to {high}: expected 0 to "
+                f"{self.config.vocab_size - 1}"
+            )
+
+    def _buffers_for(self, num_rows: int) -> Buffers:
+        if num_rows not in self._buffers:
+            is_narrow = self.format in ("bfloat16", "int4")
+            self._buffers[num_rows] = Buffers(
+                self.config,
+                self.weights,
+                num_rows,
+                dtype=self.dtype,
+                activation_dtype=torch.bfloat16 if is_narrow else torch.float32,
+                device=self.device,
+            )
+        return self._buffers[num_rows]
 
     def _inverse_rms(self, x: Tensor) -> Tensor:
         """1 / sqrt(mean(x^2) + eps) over the last dimension, which is kept."""
@@ -259,9 +292,9 @@ class Forward:
 
     # ----------------------------------------------------------------------------- weights
 
-    def _make_linear(self, weight: Tensor, is_positive: bool) -> Linear:
-        multiply = plain(weight.to(self.device), self.dtype)
-        return Linear((weight.size(0), weight.size(1)), (multiply,) * 5)
+    def _plain_linear(self, weight_CR: Tensor, role: Role) -> Linear:
+        multiply = plain(weight_CR.to(self.device), role, self.dtype)
+        return Linear((weight_CR.size(0), weight_CR.size(1)), (multiply,) * len(BUCKETS))
 
 
 def _format(name: FormatName, device: torch.device) -> WeightFormat:

@@ -49,19 +49,21 @@ class KVMemory:
                 f"{sorted(set(config.windows), key=str)}"
             )
         self.config, self.num_blocks, self.dtype = config, dict(num_blocks), dtype
-        self.keys: list[Tensor] = []
-        """For every layer (K, slots, E)."""
-        self.values: list[Tensor] = []
+        self.layers: list[Tensor] = []
+        """For every layer (2 * K, slots, E): the heads of keys, then those of values."""
+        heads = config.num_kv_heads
         for window in config.windows:
-            shape = (config.num_kv_heads, num_blocks[window] * BLOCK_TOKENS, config.head_dim)
+            shape = (2 * heads, num_blocks[window] * BLOCK_TOKENS, config.head_dim)
             # Zeros are not touched until they are used: memory grows as blocks fill.
-            self.keys.append(torch.zeros(shape, dtype=dtype, device=device))
-            self.values.append(torch.zeros(shape, dtype=dtype, device=device))
+            self.layers.append(torch.zeros(shape, dtype=dtype, device=device))
+        self.keys = [layer[:heads] for layer in self.layers]
+        """For every layer (K, slots, E), a view."""
+        self.values = [layer[heads:] for layer in self.layers]
 
     @property
     def num_bytes(self) -> int:
         """Memory reserved."""
-        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
 
     def write(self, layer: int, slots_N: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
         """Put new keys and values into their slots, which must be different ones.
@@ -95,15 +97,14 @@ class KVMemory:
         copies = list(pairs)
         if not copies:
             return
-        device = self.keys[0].device
+        device = self.layers[0].device
         source, target = (
             torch.tensor([pair[end] for pair in copies], device=device) for end in (0, 1)
         )
         for layer, other in enumerate(self.config.windows):
             if other == window:
-                for memory in (self.keys[layer], self.values[layer]):
-                    blocks = memory.view(memory.size(0), -1, BLOCK_TOKENS, memory.size(2))
-                    blocks.index_copy_(1, target, blocks.index_select(1, source))
+                blocks = self.layers[layer].unflatten(1, (-1, BLOCK_TOKENS))
+                blocks.index_copy_(1, target, blocks.index_select(1, source))
 
 
 def runs_of(table: Table, first: int, stop: int) -> list[Run]:

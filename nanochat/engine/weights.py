@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat.engine.operators import Linear
+from nanochat.engine.operators import Linear, Role
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import rms_norm
 
 __all__ = ["LayerWeights", "MakeLinear", "Weights", "fuse"]
 
-MakeLinear = Callable[[Tensor, bool], Linear]
-"""(weight_CR in float32, whether its inputs are never negative) -> Linear."""
+MakeLinear = Callable[[Tensor, Role], Linear]
+"""From weight_CR in float32."""
 
 ROWS_MULTIPLE = 16  # of a fused matrix: the 4-bit operator wants it
 
@@ -52,6 +52,7 @@ class Weights:
     """The value embeddings of all layers side by side, times the scale of their gates."""
     layers: tuple[LayerWeights, ...]
     head: Linear
+    """Divided by the cap of the logits."""
     backout: float
 
     @property
@@ -78,7 +79,7 @@ def fuse(model: GPT, make: MakeLinear, dtype: torch.dtype, device: torch.device)
         smear_V1=smear_V1,
         values_VR=_value_tables(model, dtype, device),
         layers=tuple(_layer(model, layer, make) for layer in range(config.num_layers)),
-        head=make(_floats(model.head.weight), False),
+        head=make(_floats(model.head.weight) / config.logit_softcap, "plain"),
         backout=float(model.backout_lambda) if config.backout else 0.0,
     )
 
@@ -102,10 +103,10 @@ def _layer(model: GPT, layer: int, make: MakeLinear) -> LayerWeights:
     parts.append(torch.zeros(-num_rows % ROWS_MULTIPLE, config.model_dim))
     tables = [other for other in range(layer) if config.has_value_embedding(other)]
     return LayerWeights(
-        qkv=make(torch.cat(parts), False),
-        output=make(_floats(weights["attention.output.weight"]), False),
-        expand=make(_floats(weights["mlp.expand.weight"]), False),
-        contract=make(_floats(weights["mlp.contract.weight"]), True),
+        qkv=make(torch.cat(parts), "plain"),
+        output=make(_floats(weights["attention.output.weight"]), "plain"),
+        expand=make(_floats(weights["mlp.expand.weight"]), "expand"),
+        contract=make(_floats(weights["mlp.contract.weight"]), "contract"),
         residual=float(model.residual_lambdas[layer]) if config.residual_lambdas else 1.0,
         input=float(model.input_lambdas[layer]) if config.residual_lambdas else 0.0,
         value_table=len(tables) if has_value else None,
