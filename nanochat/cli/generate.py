@@ -6,18 +6,19 @@ Read next: model_options.py (the flags), engine/engine.py (where tokens come fro
 import json
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from nanochat.cli.model_options import Opened, SamplingOptions, open_model
 from nanochat.cli.terminal import notice, print_answer
-from nanochat.common.errors import ConfigError
+from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.messages import Message
 from nanochat.engine.request import Request, TokenEvent
 from nanochat.tokenizer.chat import render_prompt
 
-__all__ = ["Config", "cut_prompt", "run"]
+__all__ = ["Config", "cut_prompt", "read_prompts", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Config(SamplingOptions):
 
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
     """The text to begin from."""
+    prompts_file: str | None = None
+    """A file of prompts, continued together: a prompt a line, or JSON strings in a .jsonl file."""
+    n: int = 1
+    """Answers to each prompt, each another."""
     prompt_tokens: str | None = None
     """Tokens to begin from, in place of text: 503,84,260. Taken as they are."""
     chat: Literal["auto", "yes", "no"] = "auto"
@@ -37,25 +42,84 @@ class Config(SamplingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt is None and self.prompt_tokens is None:
+        given = [
+            name
+            for name in ("prompt", "prompt_tokens", "prompts_file")
+            if getattr(self, name) is not None
+        ]
+        if not given:
             raise ConfigError("there is no prompt: pass -p TEXT, or --prompt-tokens 503,84,260")
-        if self.prompt is not None and self.prompt_tokens is not None:
-            raise ConfigError("both -p and --prompt-tokens are given, expected one of them")
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} are given together, expected one of them")
         if self.prompt == "":
             raise ConfigError("the prompt is empty, expected at least one character: pass -p TEXT")
         if self.prompt_tokens is not None:
             _parse_tokens(self.prompt_tokens)
+        if self.n < 1:
+            raise ConfigError(f"n is {self.n}, expected at least 1")
 
 
 def run(config: Config) -> int:
     """0 once the continuation is printed.
 
     Raises: CheckpointError for the model, RequestTooLong with --strict, TokenizerError for tokens
-            outside the vocabulary.
+            outside the vocabulary, DataError for the file of prompts.
     """
+    texts = None if config.prompts_file is None else read_prompts(Path(config.prompts_file))
     opened = open_model(config)
+    if texts is None:
+        requests = [_request(config, opened, "generate", config.prompt)]
+    else:
+        requests = [_request(config, opened, f"line {n}", text) for n, text in enumerate(texts, 1)]
+    if len(requests) == 1 and config.n == 1 and not config.json:
+        with closing(opened.engine.stream(requests[0])) as stream:
+            for event in stream:
+                print_answer(event.text)
+        print(flush=True)
+        return 0
+    for request, events in zip(requests, opened.engine.generate(requests), strict=True):
+        if config.json:
+            print(json.dumps(_result(opened, request, events), ensure_ascii=False))
+        else:
+            for sample in range(config.n):
+                print(f"--- {request.request_id}, answer {sample + 1} of {config.n}")
+                print_answer("".join(e.text for e in events if e.sample == sample) + "\n")
+    return 0
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: its lines that are not empty, or the JSON strings of a .jsonl file.
+
+    Raises: DataError naming file and line.
+    """
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as text ({error})") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompts.append(_json_string(path, number, line) if path.suffix == ".jsonl" else line)
+    if not prompts:
+        raise DataError(f"{path}: holds no prompt, expected at least one line")
+    return prompts
+
+
+def _json_string(path: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: not JSON ({error}), expected a string") from error
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{path}:{number}: {line[:40]}, expected a string that is not empty")
+    return value
+
+
+def _request(config: Config, opened: Opened, name: str, prompt: str | None) -> Request:
+    """What to ask for one prompt, cut if it must be."""
     engine = opened.engine
-    tokens, num_kept = _prompt(config, opened)
+    tokens, num_kept = _prompt(config, opened, prompt)
     if config.beyond_context == "cut" and not config.strict:
         full, tokens = tokens, cut_prompt(tokens, engine.context_len, config.max_tokens, num_kept)
         if len(tokens) < len(full):
@@ -63,23 +127,13 @@ def run(config: Config) -> int:
                 f"the prompt has {len(full)} tokens but the context is {engine.context_len}, "
                 f"answer included: its beginning was cut, {len(tokens)} are left (--strict refuses)"
             )
-    request = Request(
-        request_id="generate",
+    return Request(
+        request_id=name,
         prompt_tokens=tuple(tokens),
         sampling=config.sampling(engine.tokenizer),
+        num_samples=config.n,
         beyond_context="slide" if config.beyond_context == "slide" else "refuse",
     )
-    events: list[TokenEvent] = []
-    with closing(engine.stream(request)) as stream:
-        for event in stream:
-            events.append(event)
-            if not config.json:
-                print_answer(event.text)
-    if config.json:
-        print(json.dumps(_result(opened, request, events), ensure_ascii=False))
-    else:
-        print(flush=True)
-    return 0
 
 
 def cut_prompt(tokens: list[int], context_len: int, max_tokens: int, num_kept: int) -> list[int]:
@@ -93,15 +147,15 @@ def cut_prompt(tokens: list[int], context_len: int, max_tokens: int, num_kept: i
     return tokens[:num_kept] + tokens[len(tokens) - (room - num_kept) :]
 
 
-def _prompt(config: Config, opened: Opened) -> tuple[list[int], int]:
+def _prompt(config: Config, opened: Opened, prompt: str | None) -> tuple[list[int], int]:
     """The tokens to begin from, and how many at their beginning are kept if they must be cut."""
     tokenizer = opened.engine.tokenizer
-    if config.prompt is None:
+    if prompt is None:
         tokens = _parse_tokens(config.prompt_tokens or "")
         return tokens, int(tokens[:1] == [tokenizer.bos])
     if config.chat == "yes" or (config.chat == "auto" and opened.is_chat):
-        return render_prompt((Message("user", config.prompt),), tokenizer), 2  # bos, user_start
-    return [tokenizer.bos, *tokenizer.encode(config.prompt)], 1
+        return render_prompt((Message("user", prompt),), tokenizer), 2  # bos, user_start
+    return [tokenizer.bos, *tokenizer.encode(prompt)], 1
 
 
 def _parse_tokens(text: str) -> list[int]:
@@ -117,11 +171,22 @@ def _parse_tokens(text: str) -> list[int]:
 
 
 def _result(opened: Opened, request: Request, events: list[TokenEvent]) -> dict[str, object]:
-    return {
+    answers = [
+        _answer([event for event in events if event.sample == sample])
+        for sample in range(request.num_samples)
+    ]
+    result = {
         "model": opened.name,
         "prompt_tokens": list(request.prompt_tokens),
+        **answers[0],
+        "seed": request.sampling.seed,
+    }
+    return result if len(answers) == 1 else {**result, "answers": answers}
+
+
+def _answer(events: list[TokenEvent]) -> dict[str, object]:
+    return {
         "tokens": [event.token for event in events if event.finish_reason != "stop"],
         "text": "".join(event.text for event in events),
         "finish_reason": events[-1].finish_reason,
-        "seed": request.sampling.seed,
     }

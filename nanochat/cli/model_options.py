@@ -29,8 +29,12 @@ class ModelOptions(CommonOptions):
     model: tyro.conf.Positional[str]
     """A run (d12, d12/sft, d12/sft@1500), hf:org/name[@revision] on the Hugging Face Hub, or a
     directory: ours, one of karpathy/nanochat's, or one for transformers."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What it computes in. auto: bfloat16 where this machine multiplies it fast."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    """What its weights are kept in. auto: bfloat16 where this machine multiplies it fast, else
+    float32; int8 and int4 are faster still on a CPU, and less exact."""
+    kv_memory: float | None = None
+    """GiB for the keys and values of what has been read. None: what is needed, within a quarter of
+    the memory there is."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps. None: the fastest there is."""
     verify: bool = True
@@ -47,13 +51,23 @@ class ChoiceOptions(ModelOptions):
     """Only the k likeliest tokens may be chosen. None: all of them."""
     top_p: float = 1.0
     """Only the likeliest tokens whose probabilities add up to p may be chosen."""
+    min_p: float = 0.0
+    """Only tokens at least this many times as likely as the likeliest may be chosen."""
+    repetition_penalty: float = 1.0
+    """Above 1, what has been said becomes less likely."""
 
     def __post_init__(self) -> None:
         self.choice()  # it reports everything out of range at once
 
     def choice(self) -> SamplingParams:
         """The parameters these flags decide."""
-        return SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +108,15 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
 
     Raises: CheckpointError for the model, ConfigError for the device.
     """
+    import torch
+
     from nanochat.checkpoint.resolve import load
     from nanochat.common.device import best_device, compute_dtype
     from nanochat.engine.engine import Engine
 
     device = best_device(options.device)
-    dtype = compute_dtype(device, options.dtype)
+    is_quantized = options.dtype in ("int8", "int4")  # from the most exact weights there are
+    dtype = torch.float32 if is_quantized else compute_dtype(device, options.dtype)
     loaded = load(
         options.model,
         home=options.home,
@@ -109,7 +126,14 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
     )
     path = Path(options.model).expanduser()
     return Opened(
-        engine=Engine(loaded.model, loaded.tokenizer, max_rows=max_rows),
+        engine=Engine(
+            loaded.model,
+            loaded.tokenizer,
+            max_rows=max_rows,
+            format=options.dtype if is_quantized else None,
+            kv_memory_bytes=None if options.kv_memory is None else int(options.kv_memory * 2**30),
+            home=options.home,
+        ),
         name=path.resolve().name if path.is_dir() else options.model,
         is_chat=loaded.is_chat,
     )

@@ -1,57 +1,105 @@
 """Requests -> tokens, many at once.   in: Request   out: TokenEvent
 who calls: cli, server, evals, train
 
-One worker thread steps the batch; whoever asks gets the events of its own request.  A step is:
-drop who left, read a piece of the prompts that wait (prefill), give every running row one token
-(decode).  A row that is done leaves at once and the next request takes its place; a long prompt is
-read in pieces, so that nobody waits for it longer than a piece takes.
+One worker thread steps the batch; whoever asks gets the events of its own request.
 
-    waiting --prefill--> running --decode, decode, ...--> done
-The thread lives while there is work: an idle engine holds no cache and needs no closing.
-Read next: runner.py (the two paths), cache.py, sampling.py, request.py.
+    submit -> scheduler (who is fed what) -> forward (keys, values, logits) -> sampling -> events
+                 ^------------------- the chosen tokens ----------------------|
+A row that is done leaves at once; a long prompt is read in pieces beside the rows that run; equal
+beginnings are read once.  The thread lives while there is work; keys of what was read stay, up to
+the stated memory.
+Read next: steps.py (one step), scheduler.py, answer.py, forward.py.
 """
 
+import asyncio
 import logging
 import math
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from nanochat.common.errors import EngineError, NanochatError, RequestTooLong
-from nanochat.engine.cache import ContiguousCache
-from nanochat.engine.request import NO_TOKEN, FinishReason, Request, TokenEvent
-from nanochat.engine.runner import (
-    PREFILL_TOKENS,
-    Deliver,
-    PromptBatch,
-    Row,
-    decode,
-    new_cache,
-    prefill,
-)
-from nanochat.engine.sampling import Sampled
+from nanochat.engine.answer import Answer, Deliver
+from nanochat.engine.blocks import BLOCK_TOKENS, BlockPool
+from nanochat.engine.constraint import Constraint, JsonGrammar
+from nanochat.engine.forward import FormatName, Forward
+from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
+from nanochat.engine.request import PromptLogprob, Request, TokenEvent
+from nanochat.engine.sampling import Chooser, sample
+from nanochat.engine.scheduler import Scheduler
+from nanochat.engine.sequence import Sequence as Row
+from nanochat.engine.steps import Fed, Scored, Steps
+from nanochat.engine.tools import ToolUse
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Engine", "TokenStream"]
+__all__ = ["Engine", "EngineStats", "Likelihood", "TokenStream"]
 
 # karpathy/nanochat's rotary table ends at ten contexts; past it there is nothing to agree with.
 MAX_SLIDE_CONTEXTS = 10
+STEP_TOKENS = 512  # long enough for full matrices, short enough not to hold running rows up
+MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for keys and values
 
 logger = logging.getLogger(__name__)
+
+
+class Likelihood(NamedTuple):
+    """How likely the last tokens of a text are, each after all before it."""
+
+    logprobs: list[float]
+    is_greedy: list[bool]
+    """Whether each was the likeliest."""
+
+
+class EngineStats(NamedTuple):
+    """What an engine is doing, and has done."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_steps: int
+    num_fed_tokens: int
+    num_hit_tokens: int
+    """Tokens whose keys were found instead of computed."""
+    num_preemptions: int
+
+
+@dataclass(eq=False, slots=True)
+class _Scoring:
+    """A text whose likelihood is asked for."""
+
+    sequence: Row
+    done: Callable[[Likelihood | Exception], None]
 
 
 class Engine:
     """Serves any number of requests from any number of threads, `max_rows` of them at a time.
 
     Example: Engine(model, tokenizer).generate([Request(request_id="a", prompt_tokens=(1, 2))])
-    Raises:  EngineError if model and tokenizer do not belong together.
+    Raises:  EngineError if model and tokenizer do not belong together, or the memory holds nothing.
+    Units:   kv_memory_bytes for keys and values; None: enough for `max_rows` full contexts, within
+             a quarter of the memory there is.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_rows: int = 32) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = 64,
+        format: FormatName | None = None,
+        kv_memory_bytes: int | None = None,
+        step_tokens: int = STEP_TOKENS,
+        home: Path | None = None,
+    ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise EngineError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model "
@@ -59,26 +107,57 @@ class Engine:
             )
         if max_rows < 1:
             raise EngineError(f"max_rows is {max_rows}, expected at least 1")
-        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        self.config, self.tokenizer, self.max_rows = model.config, tokenizer, max_rows
+        weight = model.embedding.weight
+        if format is None:
+            format = "float32" if weight.dtype == torch.float32 else "bfloat16"
+        self.forward = Forward(model, format=format, device=weight.device, home=home)
+        blocks = self._num_blocks(kv_memory_bytes, step_tokens)
+        memory = KVMemory(
+            model.config, blocks, dtype=self.forward.dtype, device=self.forward.device
+        )
+        self.scheduler = Scheduler(
+            [BlockPool(count, window) for window, count in blocks.items()],
+            max_rows=max_rows,
+            step_tokens=max(step_tokens, max_rows + 1),
+        )
+        self.steps = Steps(self.forward, memory, self.scheduler)
         self._special_tokens = frozenset(tokenizer.special_tokens.values())
         self._lock = threading.Lock()  # guards the next three
-        self._active: dict[str, Row] = {}
-        self._waiting: deque[Row] = deque()
+        self._active: dict[str, int] = {}  # answers that are not finished, by request
+        self._arrived: deque[tuple[Answer | _Scoring, int]] = deque()
         self._worker: threading.Thread | None = None
+        self._cancelled: deque[str] = deque()
+        self._grammar: JsonGrammar | None = None  # made when it is first needed
+        self._grammar_lock = threading.Lock()
         # What follows belongs to the worker alone.
-        self._reading: PromptBatch | None = None
-        self._running: list[Row] = []
-        self._cache = self._new_cache()
+        self._jobs: dict[Row, Answer | _Scoring] = {}
+        self._prompt_logprobs: dict[Row, list[PromptLogprob]] = {}
+        self._num_steps = self._num_fed_tokens = 0
 
     @property
     def context_len(self) -> int:
         """Most tokens of prompt and answer together, unless a request slides."""
-        return self.model.config.context_len
+        return self.config.context_len
 
     @property
     def num_active(self) -> int:
         """Requests that wait or run."""
         return len(self._active)
+
+    def stats(self) -> EngineStats:
+        """A look at it from outside; the numbers may be of two neighbouring steps."""
+        scheduler, pools = self.scheduler, self.scheduler.pools.values()
+        return EngineStats(
+            num_waiting=scheduler.num_waiting + len(self._arrived),
+            num_running=scheduler.num_running,
+            num_blocks=sum(pool.num_blocks for pool in pools),
+            num_free_blocks=sum(pool.num_free for pool in pools),
+            num_steps=self._num_steps,
+            num_fed_tokens=self._num_fed_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
+        )
 
     # --------------------------------------------------------------------------- ask
 
@@ -103,53 +182,143 @@ class Engine:
         """
         events: queue.SimpleQueue[TokenEvent | Exception] = queue.SimpleQueue()
         self.submit(request, events.put)
-        return TokenStream(events, lambda: self.cancel(request.request_id))
+        return TokenStream(events.get, lambda: self.cancel(request.request_id), request.num_samples)
+
+    async def astream(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """The same on an event loop; leaving the iteration cancels the request."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        self.submit(request, lambda event: _hand_over(loop, events, event))
+        num_left = request.num_samples
+        try:
+            while num_left:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    num_left = 0
+                    raise event
+                num_left -= event.finish_reason is not None
+                yield event
+        finally:
+            if num_left:
+                self.cancel(request.request_id)
+
+    def score(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[Likelihood]:
+        """How likely the tokens from a place on are, for each (tokens, place).
+
+        What texts begin with in common is read once.
+        Raises: RequestTooLong, TokenizerError; EngineError for a place that is not in the text.
+        """
+        results: list[queue.SimpleQueue[Likelihood | Exception]] = []
+        for tokens, place in texts:
+            results.append(queue.SimpleQueue())
+            self._start(self._scoring(tokens, place, results[-1].put), scored_from=place)
+        found = [result.get() for result in results]
+        if error := next((each for each in found if isinstance(each, Exception)), None):
+            raise error
+        return [each for each in found if isinstance(each, Likelihood)]
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """Have the events of a request delivered: the last has a finish_reason, or is an exception.
+        """Have the events of a request delivered: the last of every answer has a finish_reason, or
+        an exception ends them all.
 
         `deliver` is called by the engine's thread and must not block it.
         Raises: RequestTooLong, TokenizerError for a token outside the vocabulary, EngineError for
                 an identifier that is in use; nothing is delivered then.
         """
-        row = self._admit(request, deliver)
-        with self._lock:
-            if request.request_id in self._active:
-                raise EngineError(
-                    f"request {request.request_id!r} is running already: give each its own id"
-                )
-            if self._worker is None:
-                worker = threading.Thread(target=self._work, name="nanochat-engine")
-                worker.start()  # it waits for the lock
-                self._worker = worker
-            self._active[request.request_id] = row
-            self._waiting.append(row)
+        answer = self._admit(request, deliver)
+        asks = request.prompt_logprobs is not None
+        self._start(answer, scored_from=1 if asks else 0, name=request.request_id)
 
     def cancel(self, request_id: str) -> None:
         """End a request within one step, with finish_reason "abort"; unknown ids are ignored."""
         # Without the lock: a stream may be closed by the garbage collector, in any thread.
-        if row := self._active.get(request_id):
-            row.is_cancelled = True
+        if request_id in self._active:
+            self._cancelled.append(request_id)
 
-    def _admit(self, request: Request, deliver: Deliver) -> Row:
-        request.check_vocabulary(self.model.config.vocab_size)
+    def _start(self, job: Answer | _Scoring, *, scored_from: int, name: str | None = None) -> None:
+        with self._lock:
+            if name is not None:
+                if name in self._active:
+                    raise EngineError(f"request {name!r} is running already: give each its own id")
+                self._active[name] = 1
+            if self._worker is None:
+                worker = threading.Thread(target=self._work, name="nanochat-engine")
+                worker.start()  # it waits for the lock
+                self._worker = worker
+            self._arrived.append((job, scored_from))
+
+    def _admit(self, request: Request, deliver: Deliver) -> Answer:
+        request.check_vocabulary(self.config.vocab_size)
         tokens = list(request.prompt_tokens) or [self.tokenizer.bos]
         is_sliding = request.beyond_context == "slide"
-        limit = self.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
-        if len(tokens) + 1 > limit:
+        longest = self.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
+        if len(tokens) + 1 > longest:
             raise RequestTooLong(
-                f"the prompt has {len(tokens)} tokens but the context is {limit}, answer included: "
-                "shorten the prompt"
+                f"the prompt has {len(tokens)} tokens but the context is {longest}, answer "
+                "included: shorten the prompt"
             )
-        return Row(request, deliver, tokens, limit, self.tokenizer.stream_decoder())
+        # What a tool says comes on top of what was asked for.
+        limit = longest if request.tools else len(tokens) + request.sampling.max_tokens
+        limit = min(longest, limit)
+        self.scheduler.check(limit)
+        asks = request.prompt_logprobs is not None
+        sequence = Row(request.request_id, tokens, limit, max_shared=0 if asks else None)
+        return self._answer(request, sequence, deliver, len(tokens))
+
+    def _answer(self, request: Request, sequence: Row, deliver: Deliver, num_prompt: int) -> Answer:
+        chooser = Chooser(
+            request.sampling,
+            sequence.tokens[:num_prompt],
+            vocab_size=self.config.vocab_size,
+            sample=sequence.sample,
+            device=self.forward.device,
+        )
+        return Answer(
+            request=request,
+            sequence=sequence,
+            deliver=deliver,
+            chooser=chooser,
+            decoder=self.tokenizer.stream_decoder(),
+            special_tokens=self._special_tokens,
+            num_prompt=num_prompt,
+            tools=ToolUse(self.tokenizer) if request.tools else None,
+            constraint=None if request.schema is None else self._constraint(request.schema),
+        )
+
+    def _constraint(self, schema: str) -> Constraint:
+        with self._grammar_lock:
+            if self._grammar is None:
+                end = self.tokenizer.special("<|assistant_end|>")
+                self._grammar = JsonGrammar(self.tokenizer, end)
+            return self._grammar.start(schema)
+
+    def _scoring(
+        self, tokens: Sequence[int], place: int, done: Callable[[Likelihood | Exception], None]
+    ) -> _Scoring:
+        if not 1 <= place < len(tokens):
+            raise EngineError(
+                f"a text of {len(tokens)} tokens scored from place {place}: expected 1 to "
+                f"{len(tokens) - 1}"
+            )
+        name = f"score {id(done)}"
+        Request(request_id=name, prompt_tokens=tuple(tokens)).check_vocabulary(
+            self.config.vocab_size
+        )
+        if len(tokens) > self.context_len:
+            raise RequestTooLong(
+                f"the text has {len(tokens)} tokens but the context is {self.context_len}: "
+                "shorten it"
+            )
+        self.scheduler.check(len(tokens))
+        return _Scoring(Row(name, list(tokens), len(tokens), max_shared=place - 1), done)
 
     # ------------------------------------------------------------------------ the worker
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._active:
-                    self._cache = self._new_cache()
+                if not (self._jobs or self._arrived):
+                    self._cancelled.clear()
                     self._worker = None
                     return
             try:
@@ -157,147 +326,243 @@ class Engine:
             except Exception as error:  # whatever it is, nobody may be left waiting
                 self._fail(error)
 
-    @torch.inference_mode()
     def _step(self) -> None:
+        self._receive()
         self._drop_cancelled()
-        self._read_prompts()
-        if self._running:
-            self._take(self._running, decode(self.model, self._cache, self._running))
-            self._drop_finished()
+        if not self._jobs:
+            return
+        fed = self.steps.run()
+        if not fed.plan.num_tokens:
+            raise EngineError(f"nothing can go on though {len(self._jobs)} wait")
+        self._num_steps += 1
+        self._num_fed_tokens += fed.plan.num_tokens
+        for scored in fed.scored:
+            self._note(scored)
+        self._choose(fed)
+
+    def _receive(self) -> None:
+        while self._arrived:
+            job, place = self._arrived.popleft()
+            self._jobs[job.sequence] = job
+            self.scheduler.add(job.sequence)
+            if place:
+                num_top = job.request.prompt_logprobs if isinstance(job, Answer) else 1
+                self.steps.scored_from[job.sequence] = (place, num_top or 0)
 
     def _drop_cancelled(self) -> None:
-        with self._lock:
-            cancelled = [row for row in self._active.values() if row.is_cancelled]
-            for row in cancelled:
-                if row in self._waiting:
-                    self._waiting.remove(row)
-        for row in cancelled:
-            self._release(row, _event(row, NO_TOKEN, "", 0.0, "abort"))
-        if self._reading and all(row.is_finished for row in self._reading.rows):
-            self._reading = None
-        self._drop_finished()
+        while self._cancelled:
+            request_id = self._cancelled.popleft()
+            for job in list(self._jobs.values()):
+                if isinstance(job, Answer) and job.request.request_id == request_id:
+                    self._finish(job, job.ended("abort"))
 
-    def _read_prompts(self) -> None:
-        """Read one piece of the prompts whose turn it is; those that are read join the batch."""
-        batch = self._reading or self._next_prompts()
-        if batch is None:
-            return
-        self._reading = batch
-        sampled = prefill(self.model, batch)
-        if sampled is None:
-            return
-        self._reading = None
-        self._cache.append(batch.cache)
-        self._running += batch.rows
-        self._take(batch.rows, sampled)
-        self._drop_finished()
-
-    def _next_prompts(self) -> PromptBatch | None:
-        """The prompts that came first: one long one, or as many short ones as fit a piece."""
-        chosen: list[Row] = []
-        longest = 0
-        with self._lock:
-            while self._waiting and len(self._running) + len(chosen) < self.max_rows:
-                longest = max(longest, len(self._waiting[0].tokens))
-                if chosen and longest * (len(chosen) + 1) > PREFILL_TOKENS:
-                    break
-                chosen.append(self._waiting.popleft())
-        return PromptBatch(chosen, self._new_cache(len(chosen))) if chosen else None
-
-    def _take(self, rows: Sequence[Row], sampled: Sampled) -> None:
-        """Hand each row its token; a row whose numbers are broken ends alone."""
-        values = zip(rows, sampled.tokens_B.tolist(), sampled.logprobs_B.tolist(), strict=True)
-        for row, token, logprob in values:
-            if not math.isfinite(logprob):
-                self._release(row, _overflowed(row))
+    @torch.inference_mode()
+    def _choose(self, fed: Fed) -> None:
+        """Every sequence that has been read gets its next token; a prompt, one for each answer."""
+        answers: list[Answer] = []
+        rows: list[int] = []
+        for row, sequence in enumerate(fed.ready):
+            job = self._jobs[sequence]
+            if isinstance(job, _Scoring):
+                self._finish(job, _likelihood(self._prompt_logprobs[sequence]))
                 continue
-            reason = row.add(token)
-            event = _event(row, token, self._text(row, token, reason), logprob, reason)
-            if reason is None:
-                row.send(event)
-            else:
-                self._release(row, event)
+            group = [job, *self._forked(job)]
+            answers += group
+            rows += [row] * len(group)
+        if not answers:
+            return
+        assert fed.logits_BV is not None, "sequences without logits"
+        logits_BV = fed.logits_BV if len(rows) == len(fed.ready) else fed.logits_BV[rows]
+        sampled = sample(logits_BV, [each.chooser for each in answers], self._forbidden(answers))
+        tokens, logprobs = sampled.tokens_B.tolist(), sampled.logprobs_B.tolist()
+        tops = _tops(sampled.top_tokens_BC, sampled.top_logprobs_BC, len(answers))
+        for answer, token, logprob, top in zip(answers, tokens, logprobs, tops, strict=True):
+            if answer.sequence.state == "finished":  # another answer to its prompt has broken
+                continue
+            if not math.isfinite(logprob):
+                self._break(answer, _overflowed(answer))
+                continue
+            top = top[: answer.request.sampling.logprobs or 0]
+            try:
+                self._tell(answer, answer.take(token, logprob, top))
+                while answer.forced and answer.sequence.state != "finished":
+                    self._tell(answer, answer.take(answer.forced.pop(0), 0.0, is_forced=True))
+            except EngineError as error:  # a constraint that outgrew its limits
+                self._break(answer, error)
 
-    def _text(self, row: Row, token: int, reason: FinishReason | None) -> str:
-        is_special = token in self._special_tokens
-        text = "" if is_special else row.decoder.feed(token)
-        return text + row.decoder.flush() if is_special or reason is not None else text
+    def _forbidden(self, answers: Sequence[Answer]) -> dict[int, torch.Tensor]:
+        """What each answer that has to be JSON cannot go on with."""
+        return {
+            row: answer.constraint.forbidden().to(self.forward.device)
+            for row, answer in enumerate(answers)
+            if answer.constraint is not None
+        }
 
-    def _release(self, row: Row, last: TokenEvent | Exception) -> None:
-        """End a request; its id is free before the last event is out: it may be used again."""
-        row.is_finished = True
+    def _forked(self, answer: Answer) -> list[Answer]:
+        """The further answers to a prompt that has just been read."""
+        request = answer.request
+        is_first = answer.num_chosen == 0 and answer.sequence.sample == 0
+        if request.num_samples == 1 or not is_first:
+            return []
+        fork = self.scheduler.fork(answer.sequence, request.num_samples)
+        self.steps.copy(fork.copies)
+        children = [
+            self._answer(request, sequence, answer.deliver, answer.num_prompt)
+            for sequence in fork.children
+        ]
+        self._jobs.update((child.sequence, child) for child in children)
         with self._lock:
-            del self._active[row.request.request_id]
-        row.send(last)
+            self._active[request.request_id] += len(children)
+        return children
 
-    def _drop_finished(self) -> None:
-        for index in reversed(range(len(self._running))):
-            if self._running[index].is_finished:
-                self._cache.remove(index)
-                last = self._running.pop()
-                if index < len(self._running):
-                    self._running[index] = last
+    def _tell(self, answer: Answer, event: TokenEvent) -> None:
+        if prompt := self._prompt_logprobs.pop(answer.sequence, None):
+            event = _with_prompt(event, prompt)
+            del self.steps.scored_from[answer.sequence]
+        if event.finish_reason is not None:
+            self._finish(answer, event)
+        elif not answer.send(event):
+            self._cancelled.append(answer.request.request_id)
+
+    def _note(self, scored: Scored) -> None:
+        """Keep how likely tokens were until all of them are known."""
+        job, sequence = self._jobs[scored.sequence], scored.sequence
+        place, num_top = self.steps.scored_from[sequence]
+        known = self._prompt_logprobs.setdefault(
+            sequence, [PromptLogprob(sequence.tokens[0], None)]
+        )
+        # What was read again after giving way is known already.
+        num_known = max(0, place + len(known) - 1 - scored.first)
+        logprobs = scored.logprobs_N.tolist()[num_known:]
+        start = scored.first + num_known
+        tokens = sequence.tokens[start : start + len(logprobs)]
+        tops = _tops(
+            scored.top_tokens_NC[num_known:], scored.top_logprobs_NC[num_known:], len(tokens)
+        )
+        known += [
+            PromptLogprob(token, logprob, top[: max(num_top, isinstance(job, _Scoring))])
+            for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+        ]
+
+    def _finish(self, job: Answer | _Scoring, last: TokenEvent | Likelihood | Exception) -> None:
+        """End a job; a request's id is free before its last event is out."""
+        self._forget(job)
+        if isinstance(job, _Scoring):
+            assert not isinstance(last, TokenEvent), "a score is no event"
+            job.done(last)
+        else:
+            assert not isinstance(last, Likelihood), "an answer is no score"
+            job.send(last)
+
+    def _forget(self, job: Answer | _Scoring) -> None:
+        self.scheduler.finish(job.sequence)
+        del self._jobs[job.sequence]
+        self.steps.scored_from.pop(job.sequence, None)
+        self._prompt_logprobs.pop(job.sequence, None)
+        if isinstance(job, Answer):
+            name = job.request.request_id
+            with self._lock:
+                self._active[name] -= 1
+                if not self._active[name]:
+                    del self._active[name]
+
+    def _break(self, job: Answer | _Scoring, error: NanochatError) -> None:
+        """Something is wrong with one job: who asked is told once, and all its answers end."""
+        for other in list(self._jobs.values()):
+            if other is not job and other.sequence.request_id == job.sequence.request_id:
+                self._forget(other)
+        self._finish(job, error)
 
     def _fail(self, error: Exception) -> None:
         """A step broke: those in it are told, memory is given back, those who wait go on."""
         logger.error("a step of the engine failed", exc_info=error)
-        with self._lock:
-            broken = [row for row in self._active.values() if row not in self._waiting]
-            if not broken and self._waiting:  # choosing whom to serve is what failed
-                broken = [self._waiting.popleft()]
-        self._reading, self._running = None, []
-        self._cache = self._new_cache()
-        for row in broken:
-            self._release(row, _explained(error))
+        jobs = list(self._jobs.values())
+        broken = [job for job in jobs if job.sequence.state == "running"] or jobs[:1]
+        for job in broken:
+            if job.sequence in self._jobs:  # not ended with another answer to its prompt
+                self._break(job, _explained(error))
 
-    def _new_cache(self, num_rows: int = 0) -> ContiguousCache:
-        max_positions = self.context_len * MAX_SLIDE_CONTEXTS
-        return new_cache(self.model, max_positions=max_positions, num_rows=num_rows)
+    def _num_blocks(self, memory_bytes: int | None, step_tokens: int) -> dict[Window, int]:
+        """Blocks of every window: as many as all rows can need, if memory allows."""
+        config, dtype = self.config, self.forward.dtype
+        if memory_bytes is None:
+            memory_bytes = int(MEMORY_SHARE * _free_bytes(self.forward.device))
+        fitting = blocks_that_fit(config, dtype, memory_bytes, step_tokens=step_tokens)
+        most = self.max_rows * (-(-config.context_len // BLOCK_TOKENS) + 1)
+        least = MAX_SLIDE_CONTEXTS * config.context_len // BLOCK_TOKENS + 1  # one that slides
+        return {window: min(count, max(most, least)) for window, count in fitting.items()}
 
 
 class TokenStream(Iterator[TokenEvent]):
-    """The events of one request, to the one with a finish_reason; `close` cancels what is left."""
+    """The events of one request, to the last finish_reason; `close` cancels what is left."""
 
     def __init__(
-        self, events: "queue.SimpleQueue[TokenEvent | Exception]", cancel: Callable[[], None]
+        self,
+        get: Callable[[], TokenEvent | Exception],
+        cancel: Callable[[], None],
+        num_answers: int,
     ) -> None:
-        self._events, self._cancel, self._is_done = events, cancel, False
+        self._get, self._cancel, self._num_left = get, cancel, num_answers
 
     def __next__(self) -> TokenEvent:
-        if self._is_done:
+        if not self._num_left:
             raise StopIteration
-        event = self._events.get()
-        self._is_done = isinstance(event, Exception) or event.finish_reason is not None
+        event = self._get()
         if isinstance(event, Exception):
+            self._num_left = 0
             raise event
+        self._num_left -= event.finish_reason is not None
         return event
 
     def close(self) -> None:
         """Cancel the request unless it has ended; harmless twice."""
-        if not self._is_done:
-            self._is_done = True
+        if self._num_left:
+            self._num_left = 0
             self._cancel()
 
     def __del__(self) -> None:
         self.close()
 
 
-def _event(
-    row: Row, token: int, text: str, logprob: float, reason: FinishReason | None
-) -> TokenEvent:
-    return TokenEvent(
-        request_id=row.request.request_id,
-        token=token,
-        text=text,
-        logprob=logprob,
-        finish_reason=reason,
+def _hand_over(
+    loop: asyncio.AbstractEventLoop,
+    events: "asyncio.Queue[TokenEvent | Exception]",
+    event: TokenEvent | Exception,
+) -> None:
+    loop.call_soon_threadsafe(events.put_nowait, event)
+
+
+def _tops(
+    tokens: torch.Tensor | None, logprobs: torch.Tensor | None, num_rows: int
+) -> list[tuple[tuple[int, float], ...]]:
+    if tokens is None or logprobs is None:
+        return [()] * num_rows
+    pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    return [tuple(zip(*pair, strict=True)) for pair in pairs]
+
+
+def _likelihood(known: list[PromptLogprob]) -> Likelihood:
+    scored = known[1:]
+    return Likelihood(
+        [each.logprob or 0.0 for each in scored],
+        [each.token == each.top_logprobs[0][0] for each in scored],
     )
 
 
-def _overflowed(row: Row) -> EngineError:
+def _with_prompt(event: TokenEvent, prompt: list[PromptLogprob]) -> TokenEvent:
+    return replace(event, prompt_logprobs=tuple(prompt))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _overflowed(answer: Answer) -> EngineError:
     return EngineError(
-        f"the model's numbers overflowed after {len(row.tokens)} tokens: its weights may be "
-        "damaged; try --dtype float32"
+        f"the model's numbers overflowed after {len(answer.sequence.tokens)} tokens: its weights "
+        "may be damaged; try --dtype float32"
     )
 
 

@@ -8,7 +8,7 @@ Read next: sampling.py (what the parameters do), scheduler.py, engine.py (which 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from nanochat.common.errors import ConfigError, TokenizerError
 
@@ -18,6 +18,7 @@ __all__ = [
     "NO_TOKEN",
     "BeyondContext",
     "FinishReason",
+    "PromptLogprob",
     "Request",
     "SamplingParams",
     "TokenEvent",
@@ -149,6 +150,14 @@ class Request:
                     )
 
 
+class PromptLogprob(NamedTuple):
+    """How likely a prompt's token was after those before it; the first has none before it."""
+
+    token: int
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenEvent:
     """One token of one answer.  The last event of an answer carries its finish_reason; the one
@@ -168,6 +177,9 @@ class TokenEvent:
     """The likeliest tokens with theirs, in falling order, where the request asked for them."""
     is_forced: bool = False
     """Whether a tool put it there, instead of the model."""
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    """Of the prompt's tokens, with the first event of the first answer, where they were asked
+    for."""
     finish_reason: FinishReason | None = None
 
 

@@ -58,18 +58,25 @@ class Scheduler:
         Raises: RequestTooLong if even alone it could not be held by the whole cache.
         """
         assert sequence.tokens and sequence.limit >= len(sequence.tokens), sequence
-        for pool in self.pools.values():
-            needed = _most_held(pool.window, sequence.limit, chunk=1)
-            if needed > pool.num_blocks:
-                raise RequestTooLong(
-                    f"the request may grow to {sequence.limit} tokens, which take {needed} blocks "
-                    f"of {BLOCK_TOKENS}, but the whole cache has {pool.num_blocks}: ask for fewer "
-                    "tokens, or give the cache more memory (--kv-memory)"
-                )
+        self.check(sequence.limit)
         self._num_arrived += 1
         sequence.order = (self._num_arrived, sequence.sample)
         self._by_request.setdefault(sequence.request_id, []).append(sequence)
         self._wait(sequence)
+
+    def check(self, num_tokens: int) -> None:
+        """Whether a sequence that may grow so long could be held at all; callable from any thread.
+
+        Raises: RequestTooLong with the numbers.
+        """
+        for pool in self.pools.values():
+            needed = _most_held(pool.window, num_tokens, chunk=1)
+            if needed > pool.num_blocks:
+                raise RequestTooLong(
+                    f"the request may grow to {num_tokens} tokens, which take {needed} blocks of "
+                    f"{BLOCK_TOKENS}, but the whole cache has {pool.num_blocks}: ask for fewer "
+                    "tokens, or give the cache more memory (--kv-memory)"
+                )
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence is complete: its memory is free at once; harmless twice."""

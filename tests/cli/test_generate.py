@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nanochat.cli.generate import cut_prompt
+from nanochat.cli.generate import cut_prompt, read_prompts
 from nanochat.cli.main import main
+from nanochat.common.errors import DataError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import CONTEXT_LEN, save_model
@@ -51,6 +52,45 @@ def test_a_base_model_continues_text(
     again = [str(token) for token in result["prompt_tokens"]]
     same = generate(capsys, "base", "--prompt-tokens", ",".join(again), "--max-tokens", "20")
     assert same["tokens"] == result["tokens"]
+
+
+@pytest.mark.req("US-1", "FR-052")
+def test_many_prompts_and_several_answers(
+    base_model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"the cat"\n\n"a dog\\nand"\n')
+    words = ["generate", "base", "--prompts-file", str(file), "--n", "3", "--max-tokens", "6"]
+    assert main([*words, "--dtype", "float32", "--seed", "1", "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    for result in (first, second):
+        assert len(result["answers"]) == 3
+        assert result["tokens"] == result["answers"][0]["tokens"]
+    alone = ["base", "-p", "the cat", "--max-tokens", "6"]
+    assert generate(capsys, *alone)["prompt_tokens"] == first["prompt_tokens"]
+    assert main([*words, "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out.count("--- line 2, answer") == 3
+    text = tmp_path / "prompts.txt"
+    text.write_text("one\ntwo\n")
+    assert read_prompts(text) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no prompt"),
+        (b'"a"\n3\n', r"prompts.jsonl:2: 3, expected a string"),
+        (b'"a\n', "prompts.jsonl:1: not JSON"),
+        (b"\xff\xfe", "not readable as text"),
+        (None, "not readable as text"),
+    ],
+)
+def test_a_file_without_prompts(content: bytes | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_prompts(file)
 
 
 def test_a_chat_model_is_asked(
@@ -113,7 +153,8 @@ def test_cutting_keeps_the_beginning_and_leaves_room() -> None:
     [
         ([], "there is no prompt: pass -p TEXT"),
         (["-p", ""], "the prompt is empty, expected at least one character"),
-        (["-p", "a", "--prompt-tokens", "1"], "both -p and --prompt-tokens are given"),
+        (["-p", "a", "--n", "0"], "n is 0, expected at least 1"),
+        (["-p", "a", "--prompt-tokens", "1"], "prompt and prompt_tokens are given together"),
         (["--prompt-tokens", "1,x"], "--prompt-tokens is '1,x', expected whole numbers"),
         (["--prompt-tokens", ","], "--prompt-tokens is ',', expected whole numbers"),
         (["--prompt-tokens", "1,300"], "prompt token 300 at place 1 is outside the vocabulary"),

@@ -15,11 +15,8 @@ from safetensors.torch import load_file
 from nanochat.checkpoint.resolve import load
 from nanochat.common.errors import EngineError, RequestTooLong, TokenizerError
 from nanochat.engine import engine as engine_module
-from nanochat.engine import runner
-from nanochat.engine.cache import ContiguousCache
 from nanochat.engine.engine import Engine
-from nanochat.engine.request import NO_TOKEN, Request, SamplingParams, TokenEvent
-from nanochat.engine.runner import PromptBatch, Row, decode, new_cache, prefill
+from nanochat.engine.request import NO_TOKEN, Request, TokenEvent
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL
@@ -44,13 +41,12 @@ def test_batched_in_pieces_equals_full_recomputation(
     tiny_tokenizer: Tokenizer,
     ask: Ask,
     piece: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "PREFILL_TOKENS", piece)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", piece)
     prompts = [random_tokens(length, seed=length) for length in (1, 2, 80, 5, 33, 13)]
     answer_lengths = [12, 9, 16, 1, 5, 12]
-    engine = Engine(any_model, tiny_tokenizer, max_rows=3)  # rows leave and join all the time
+    engine = Engine(
+        any_model, tiny_tokenizer, max_rows=3, step_tokens=piece
+    )  # rows leave and join all the time
     answers = engine.generate(
         [ask(tokens, max_tokens=n) for tokens, n in zip(prompts, answer_lengths, strict=True)]
     )
@@ -81,21 +77,6 @@ def test_sampled_tokens_do_not_depend_on_neighbours(engine: Engine, ask: Ask) ->
         assert tokens_of(alone) == tokens_of(events)
     [other] = engine.generate([ask(prompts[0], temperature=1.0, seed=99)])
     assert tokens_of(other) != tokens_of(together[0])
-
-
-def test_the_paths_can_be_called_by_themselves(model: GPT, tiny_tokenizer: Tokenizer) -> None:
-    tokens = random_tokens(20)
-    request = Request(request_id="a", prompt_tokens=(), sampling=SamplingParams(temperature=0))
-    row = Row(request, print, tokens, limit=50, decoder=tiny_tokenizer.stream_decoder())
-    cache = new_cache(model, max_positions=50, num_rows=1)
-    assert isinstance(cache, ContiguousCache)
-    sampled = prefill(model, PromptBatch([row], cache))
-    assert sampled is not None
-    for _ in range(5):
-        assert row.add(int(sampled.tokens_B[0])) is None
-        sampled = decode(model, cache, [row])
-    assert row.num_generated == 5
-    assert_greedy(model, tokens[:20], row.tokens[20:])
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -162,28 +143,29 @@ def test_every_ending_says_why(engine: Engine, ask: Ask) -> None:
     assert len(sliding) == 50
 
 
-class Scripted(GPT):
-    """Says the tokens it is told to, in order, whatever it reads."""
+def scripted(engine: Engine, tokens: list[int], seen: list[torch.Tensor] | None = None) -> Engine:
+    """The same engine, saying the tokens it is told to, in order, whatever it reads.
 
-    script: list[int]
+    `seen` is given the logits it would have gone by.
+    """
+    logits = engine.forward.logits
+    script = list(tokens)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = super().logits(hidden)
-        logits[:, self.script.pop(0)] = 100.0
-        return logits
+    def say(hidden: torch.Tensor) -> torch.Tensor:
+        logits_NV = logits(hidden)
+        if seen is not None:
+            seen.append(logits_NV.clone())
+        logits_NV[:, script.pop(0)] = 100.0
+        return logits_NV
 
-
-def scripted(tokens: list[int]) -> GPT:
-    model = random_model()
-    model.__class__ = Scripted
-    model.script = tokens  # type: ignore[assignment]
-    return model
+    engine.forward.logits = say  # type: ignore[method-assign]
+    return engine
 
 
 @pytest.mark.req("FR-013")
 @pytest.mark.req("FR-029")
 def test_text_holds_whole_characters_and_no_special_tokens(
-    tiny_tokenizer: Tokenizer, ask: Ask
+    model: GPT, tiny_tokenizer: Tokenizer, ask: Ask
 ) -> None:
     special, encode = tiny_tokenizer.special, tiny_tokenizer.encode
     snowman = encode("\u2603")  # three bytes, three tokens
@@ -192,12 +174,12 @@ def test_text_holds_whole_characters_and_no_special_tokens(
     tokens = [
         *encode("a"), *snowman, special("<|python_start|>"), *encode("b"), snowman[0], end
     ]  # fmt: skip
-    engine = Engine(scripted(list(tokens)), tiny_tokenizer)
+    engine = scripted(Engine(model, tiny_tokenizer), tokens)
     [events] = engine.generate([ask([1], max_tokens=50, stop_tokens=(end,))])
     assert tokens_of(events) == tokens
     texts = [event.text for event in events]
     assert texts == ["a", "", "", "\u2603", "", "b", "", "\ufffd"]
-    cut = Engine(scripted(snowman[:2]), tiny_tokenizer).generate([ask([1], max_tokens=2)])
+    cut = scripted(Engine(model, tiny_tokenizer), snowman[:2]).generate([ask([1], max_tokens=2)])
     assert [event.text for event in cut[0]] == ["", "\ufffd"]
 
 
@@ -247,7 +229,7 @@ def test_model_and_tokenizer_must_belong_together(model: GPT, tiny_tokenizer: To
 @pytest.mark.req("FR-052")
 @pytest.mark.req("SC-010")
 def test_many_threads_stream_at_once_and_none_waits_for_another_to_end(
-    engine: Engine, ask: Ask
+    engine: Engine, model: GPT, ask: Ask
 ) -> None:
     requests = [ask(random_tokens(3 + n, seed=n), max_tokens=60) for n in range(10)]
     starts: dict[str, float] = {}
@@ -269,7 +251,7 @@ def test_many_threads_stream_at_once_and_none_waits_for_another_to_end(
         thread.join()
     assert max(starts.values()) < min(ends.values())
     for request in requests:
-        assert_greedy(engine.model, request.prompt_tokens, answers[request.request_id])
+        assert_greedy(model, request.prompt_tokens, answers[request.request_id])
 
 
 def wait_until(is_true: Callable[[], bool], limit_s: float = 20.0) -> None:
@@ -302,14 +284,12 @@ def test_who_leaves_frees_the_place_at_once(
 
 
 def test_cancelled_while_its_prompt_is_read(
-    model: GPT, tiny_tokenizer: Tokenizer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    model: GPT, tiny_tokenizer: Tokenizer, ask: Ask
 ) -> None:
-    monkeypatch.setattr(runner, "PREFILL_TOKENS", 1)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 1)
-    engine = Engine(model, tiny_tokenizer)
+    engine = Engine(model, tiny_tokenizer, max_rows=1, step_tokens=2)
     request = ask(random_tokens(900), beyond_context="slide")
     stream = engine.stream(request)
-    wait_until(lambda: engine._reading is not None)
+    wait_until(lambda: engine.stats().num_fed_tokens > 2)
     engine.cancel(request.request_id)
     assert [event.finish_reason for event in stream] == ["abort"]
     assert len(tokens_of(engine.generate([ask([1])])[0])) == 8
@@ -327,14 +307,14 @@ def test_a_reader_that_fails_harms_nobody_else(
     assert "the reader of r0 failed" in caplog.text
 
 
-def broken_steps(model: GPT, errors: list[Exception | None]) -> Callable[..., torch.Tensor]:
-    """The model's way through, failing at the calls that have an error."""
-    hidden = model.hidden
+def broken_steps(engine: Engine, errors: list[Exception | None]) -> Callable[..., Any]:
+    """The engine's steps, failing at those that have an error."""
+    run = engine.steps.run
 
-    def step(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def step() -> Any:
         if errors and (error := errors.pop(0)):
             raise error
-        return hidden(*args, **kwargs)
+        return run()
 
     return step
 
@@ -357,9 +337,8 @@ def test_a_step_that_breaks_is_told_and_the_next_request_is_served(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = random_model()
-    engine = Engine(model, tiny_tokenizer)
-    monkeypatch.setattr(model, "hidden", broken_steps(model, [None, None, error]))
+    engine = Engine(random_model(), tiny_tokenizer)
+    monkeypatch.setattr(engine.steps, "run", broken_steps(engine, [None, None, error]))
     stream = engine.stream(ask([1]))
     with pytest.raises(EngineError, match=message):
         list(stream)
@@ -373,14 +352,14 @@ def test_choosing_whom_to_serve_may_break_too(
 ) -> None:
     engine = Engine(model, tiny_tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_next_prompts", broken_next)
+        patch.setattr(engine.scheduler, "plan", broken_plan)
         with pytest.raises(EngineError, match="odd"):
             engine.generate([ask([1]), ask([2])])
     wait_until(lambda: engine.num_active == 0)
     assert len(engine.generate([ask([1])])[0]) == 8
 
 
-def broken_next() -> None:
+def broken_plan() -> None:
     raise ValueError("odd")
 
 
@@ -403,10 +382,11 @@ def test_numbers_that_overflow_end_their_own_request_only(
     assert_greedy(model, good.prompt_tokens, tokens_of(answer))
 
 
-def test_an_engine_at_rest_has_no_thread_and_no_cache(engine: Engine, ask: Ask) -> None:
+def test_an_engine_at_rest_has_no_thread_and_uses_no_block(engine: Engine, ask: Ask) -> None:
     engine.generate([ask([1])])
     wait_until(lambda: engine._worker is None)
-    assert engine._cache.num_bytes == 0
+    stats = engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks and stats.num_running == 0
     wait_until(lambda: "nanochat-engine" not in [t.name for t in threading.enumerate()])
 
 
