@@ -47,6 +47,7 @@ class JsonGrammar:
                     "item_separator": ", ",
                     "key_separator": ": ",
                     "whitespace_flexible": False,
+                    "whitespace_pattern": None,
                     "coerce_one_of": False,
                     "lenient": False,
                 },

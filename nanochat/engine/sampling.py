@@ -155,7 +155,8 @@ def _adjusted(
         if not chooser.is_plain:
             chooser.adjust(adjusted_BV[row])
     for row, forbidden_V in forbidden.items():
-        adjusted_BV[row].masked_fill_(forbidden_V, -torch.inf)
+        mask_V = forbidden_V.to(adjusted_BV.device, non_blocking=True)
+        adjusted_BV[row].masked_fill_(mask_V, -torch.inf)
     return adjusted_BV
 
 

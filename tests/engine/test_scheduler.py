@@ -264,10 +264,16 @@ def test_tokens_that_are_not_known_yet_are_shared_once_they_are() -> None:
     row.tokens.append(NO_TOKEN)
     scheduler.fed(scheduler.plan())
     assert row.num_published == 1
+    row.tokens[16] = 1
+    while len(row.tokens) < 33:  # known only after all has been fed
+        row.tokens.append(NO_TOKEN)
+        scheduler.fed(scheduler.plan())
+    assert (row.num_cached, row.num_published) == (33, 1)
+    row.tokens[16:33] = [1] * 17
     scheduler.finish(row)
     scheduler.finish(row)  # harmless twice
-    scheduler.add(sequence([1] * 15 + [7, 1]))
-    assert scheduler.plan().prefill[0].start == 16
+    scheduler.add(sequence([1] * 15 + [7] + [1] * 17))
+    assert scheduler.plan().prefill[0].start == 32
 
 
 def test_answers_to_one_prompt_share_it() -> None:
