@@ -36,8 +36,6 @@ GREEDY_TEMPERATURE = 1e-5  # below this the division would overflow before it ma
 CANDIDATES = (64, 256, 1024)
 ALL, GREEDY = 0, 1  # further ways of choosing: among all tokens, and the likeliest
 
-ROWS_AT_ONCE = 4  # 512 kB of log-probabilities: 16 rows at once leave the second-level cache
-
 
 class Sampled(NamedTuple):
     """A token for each row, and the logarithm of its probability under the model itself: before
@@ -123,12 +121,13 @@ def sample(
     if forbidden or not all(chooser.is_plain for chooser in choosers):
         adjusted_BV = _adjusted(logits_BV, choosers, forbidden or {})
     tokens_B = _choose(adjusted_BV, choosers)
+    logprobs_BV = logits_BV.log_softmax(dim=-1)
     num_top = max(chooser.params.logprobs or 0 for chooser in choosers)
     if not num_top:
-        return Sampled(tokens_B, _logprobs(logits_BV, tokens_B[:, None]).squeeze(1))
+        return Sampled(tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1))
     _, top_tokens_BC = largest(logits_BV, CANDIDATES[0])
     top_tokens_BC = top_tokens_BC[:, :num_top]
-    logprobs_BN = _logprobs(logits_BV, torch.cat([tokens_B[:, None], top_tokens_BC], dim=1))
+    logprobs_BN = logprobs_BV.gather(1, torch.cat([tokens_B[:, None], top_tokens_BC], dim=1))
     return Sampled(tokens_B, logprobs_BN[:, 0], top_tokens_BC, logprobs_BN[:, 1:])
 
 
@@ -235,14 +234,6 @@ def _columns(device: torch.device, *numbers: Sequence[float]) -> list[Tensor]:
     """A column per list of numbers, sent to the device together."""
     table = torch.tensor(numbers, dtype=torch.float32)[..., None]
     return list(table.to(device, non_blocking=True).unbind())
-
-
-def _logprobs(logits_BV: Tensor, tokens_BN: Tensor) -> Tensor:
-    """The logarithms of these tokens' probabilities."""
-    if logits_BV.is_cuda or len(logits_BV) <= ROWS_AT_ONCE:
-        return logits_BV.log_softmax(dim=-1).gather(1, tokens_BN)
-    parts = zip(logits_BV.split(ROWS_AT_ONCE), tokens_BN.split(ROWS_AT_ONCE), strict=True)
-    return torch.cat([part.log_softmax(dim=-1).gather(1, tokens) for part, tokens in parts])
 
 
 class _History:
