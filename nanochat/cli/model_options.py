@@ -115,8 +115,11 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
     from nanochat.engine.engine import Engine
 
     device = best_device(options.device)
-    is_quantized = options.dtype in ("int8", "int4")  # from the most exact weights there are
-    dtype = torch.float32 if is_quantized else compute_dtype(device, options.dtype)
+    format: Literal["int8", "int4"] | None = None
+    if options.dtype == "int8" or options.dtype == "int4":
+        format, dtype = options.dtype, torch.float32  # from the most exact weights there are
+    else:
+        dtype = compute_dtype(device, options.dtype)
     loaded = load(
         options.model,
         home=options.home,
@@ -130,7 +133,7 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
             loaded.model,
             loaded.tokenizer,
             max_rows=max_rows,
-            format=options.dtype if is_quantized else None,
+            format=format,
             kv_memory_bytes=None if options.kv_memory is None else int(options.kv_memory * 2**30),
             home=options.home,
         ),

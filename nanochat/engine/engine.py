@@ -18,8 +18,8 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,18 +29,21 @@ from nanochat.common.errors import EngineError, NanochatError, RequestTooLong
 from nanochat.engine.answer import Answer, Deliver
 from nanochat.engine.blocks import BLOCK_TOKENS, BlockPool
 from nanochat.engine.constraint import Constraint, JsonGrammar
+from nanochat.engine.faults import explained, overflowed
 from nanochat.engine.forward import FormatName, Forward
 from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
 from nanochat.engine.request import PromptLogprob, Request, TokenEvent
 from nanochat.engine.sampling import Chooser, sample
 from nanochat.engine.scheduler import Scheduler
+from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of
 from nanochat.engine.sequence import Sequence as Row
 from nanochat.engine.steps import Fed, Scored, Steps
+from nanochat.engine.streams import TokenStream, hand_over
 from nanochat.engine.tools import ToolUse
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Engine", "EngineStats", "Likelihood", "TokenStream"]
+__all__ = ["Engine", "EngineStats"]
 
 # karpathy/nanochat's rotary table ends at ten contexts; past it there is nothing to agree with.
 MAX_SLIDE_CONTEXTS = 10
@@ -48,14 +51,6 @@ STEP_TOKENS = 512  # long enough for full matrices, short enough not to hold run
 MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for keys and values
 
 logger = logging.getLogger(__name__)
-
-
-class Likelihood(NamedTuple):
-    """How likely the last tokens of a text are, each after all before it."""
-
-    logprobs: list[float]
-    is_greedy: list[bool]
-    """Whether each was the likeliest."""
 
 
 class EngineStats(NamedTuple):
@@ -70,14 +65,6 @@ class EngineStats(NamedTuple):
     num_hit_tokens: int
     """Tokens whose keys were found instead of computed."""
     num_preemptions: int
-
-
-@dataclass(eq=False, slots=True)
-class _Scoring:
-    """A text whose likelihood is asked for."""
-
-    sequence: Row
-    done: Callable[[Likelihood | Exception], None]
 
 
 class Engine:
@@ -125,13 +112,13 @@ class Engine:
         self._special_tokens = frozenset(tokenizer.special_tokens.values())
         self._lock = threading.Lock()  # guards the next three
         self._active: dict[str, int] = {}  # answers that are not finished, by request
-        self._arrived: deque[tuple[Answer | _Scoring, int]] = deque()
+        self._arrived: deque[tuple[Answer | Scoring, int]] = deque()
         self._worker: threading.Thread | None = None
         self._cancelled: deque[str] = deque()
         self._grammar: JsonGrammar | None = None  # made when it is first needed
         self._grammar_lock = threading.Lock()
         # What follows belongs to the worker alone.
-        self._jobs: dict[Row, Answer | _Scoring] = {}
+        self._jobs: dict[Row, Answer | Scoring] = {}
         self._prompt_logprobs: dict[Row, list[PromptLogprob]] = {}
         self._num_steps = self._num_fed_tokens = 0
 
@@ -188,7 +175,7 @@ class Engine:
         """The same on an event loop; leaving the iteration cancels the request."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-        self.submit(request, lambda event: _hand_over(loop, events, event))
+        self.submit(request, lambda event: hand_over(loop, events, event))
         num_left = request.num_samples
         try:
             while num_left:
@@ -235,7 +222,7 @@ class Engine:
         if request_id in self._active:
             self._cancelled.append(request_id)
 
-    def _start(self, job: Answer | _Scoring, *, scored_from: int, name: str | None = None) -> None:
+    def _start(self, job: Answer | Scoring, *, scored_from: int, name: str | None = None) -> None:
         with self._lock:
             if name is not None:
                 if name in self._active:
@@ -294,7 +281,7 @@ class Engine:
 
     def _scoring(
         self, tokens: Sequence[int], place: int, done: Callable[[Likelihood | Exception], None]
-    ) -> _Scoring:
+    ) -> Scoring:
         if not 1 <= place < len(tokens):
             raise EngineError(
                 f"a text of {len(tokens)} tokens scored from place {place}: expected 1 to "
@@ -310,7 +297,7 @@ class Engine:
                 "shorten it"
             )
         self.scheduler.check(len(tokens))
-        return _Scoring(Row(name, list(tokens), len(tokens), max_shared=place - 1), done)
+        return Scoring(Row(name, list(tokens), len(tokens), max_shared=place - 1), done)
 
     # ------------------------------------------------------------------------ the worker
 
@@ -363,8 +350,8 @@ class Engine:
         rows: list[int] = []
         for row, sequence in enumerate(fed.ready):
             job = self._jobs[sequence]
-            if isinstance(job, _Scoring):
-                self._finish(job, _likelihood(self._prompt_logprobs[sequence]))
+            if isinstance(job, Scoring):
+                self._finish(job, likelihood_of(self._prompt_logprobs[sequence]))
                 continue
             group = [job, *self._forked(job)]
             answers += group
@@ -377,15 +364,15 @@ class Engine:
         tokens, logprobs = sampled.tokens_B.tolist(), sampled.logprobs_B.tolist()
         tops = _tops(sampled.top_tokens_BC, sampled.top_logprobs_BC, len(answers))
         for answer, token, logprob, top in zip(answers, tokens, logprobs, tops, strict=True):
-            if answer.sequence.state == "finished":  # another answer to its prompt has broken
+            if answer.sequence not in self._jobs:  # another answer to its prompt has broken
                 continue
             if not math.isfinite(logprob):
-                self._break(answer, _overflowed(answer))
+                self._break(answer, overflowed(answer))
                 continue
             top = top[: answer.request.sampling.logprobs or 0]
             try:
                 self._tell(answer, answer.take(token, logprob, top))
-                while answer.forced and answer.sequence.state != "finished":
+                while answer.forced and answer.sequence in self._jobs:
                     self._tell(answer, answer.take(answer.forced.pop(0), 0.0, is_forced=True))
             except EngineError as error:  # a constraint that outgrew its limits
                 self._break(answer, error)
@@ -440,21 +427,21 @@ class Engine:
             scored.top_tokens_NC[num_known:], scored.top_logprobs_NC[num_known:], len(tokens)
         )
         known += [
-            PromptLogprob(token, logprob, top[: max(num_top, isinstance(job, _Scoring))])
+            PromptLogprob(token, logprob, top[: max(num_top, isinstance(job, Scoring))])
             for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
         ]
 
-    def _finish(self, job: Answer | _Scoring, last: TokenEvent | Likelihood | Exception) -> None:
+    def _finish(self, job: Answer | Scoring, last: TokenEvent | Likelihood | Exception) -> None:
         """End a job; a request's id is free before its last event is out."""
         self._forget(job)
-        if isinstance(job, _Scoring):
+        if isinstance(job, Scoring):
             assert not isinstance(last, TokenEvent), "a score is no event"
             job.done(last)
         else:
             assert not isinstance(last, Likelihood), "an answer is no score"
             job.send(last)
 
-    def _forget(self, job: Answer | _Scoring) -> None:
+    def _forget(self, job: Answer | Scoring) -> None:
         self.scheduler.finish(job.sequence)
         del self._jobs[job.sequence]
         self.steps.scored_from.pop(job.sequence, None)
@@ -466,7 +453,7 @@ class Engine:
                 if not self._active[name]:
                     del self._active[name]
 
-    def _break(self, job: Answer | _Scoring, error: NanochatError) -> None:
+    def _break(self, job: Answer | Scoring, error: NanochatError) -> None:
         """Something is wrong with one job: who asked is told once, and all its answers end."""
         for other in list(self._jobs.values()):
             if other is not job and other.sequence.request_id == job.sequence.request_id:
@@ -480,7 +467,7 @@ class Engine:
         broken = [job for job in jobs if job.sequence.state == "running"] or jobs[:1]
         for job in broken:
             if job.sequence in self._jobs:  # not ended with another answer to its prompt
-                self._break(job, _explained(error))
+                self._break(job, explained(error))
 
     def _num_blocks(self, memory_bytes: int | None, step_tokens: int) -> dict[Window, int]:
         """Blocks of every window: as many as all rows can need, if memory allows."""
@@ -493,45 +480,6 @@ class Engine:
         return {window: min(count, max(most, least)) for window, count in fitting.items()}
 
 
-class TokenStream(Iterator[TokenEvent]):
-    """The events of one request, to the last finish_reason; `close` cancels what is left."""
-
-    def __init__(
-        self,
-        get: Callable[[], TokenEvent | Exception],
-        cancel: Callable[[], None],
-        num_answers: int,
-    ) -> None:
-        self._get, self._cancel, self._num_left = get, cancel, num_answers
-
-    def __next__(self) -> TokenEvent:
-        if not self._num_left:
-            raise StopIteration
-        event = self._get()
-        if isinstance(event, Exception):
-            self._num_left = 0
-            raise event
-        self._num_left -= event.finish_reason is not None
-        return event
-
-    def close(self) -> None:
-        """Cancel the request unless it has ended; harmless twice."""
-        if self._num_left:
-            self._num_left = 0
-            self._cancel()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _hand_over(
-    loop: asyncio.AbstractEventLoop,
-    events: "asyncio.Queue[TokenEvent | Exception]",
-    event: TokenEvent | Exception,
-) -> None:
-    loop.call_soon_threadsafe(events.put_nowait, event)
-
-
 def _tops(
     tokens: torch.Tensor | None, logprobs: torch.Tensor | None, num_rows: int
 ) -> list[tuple[tuple[int, float], ...]]:
@@ -539,14 +487,6 @@ def _tops(
         return [()] * num_rows
     pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
     return [tuple(zip(*pair, strict=True)) for pair in pairs]
-
-
-def _likelihood(known: list[PromptLogprob]) -> Likelihood:
-    scored = known[1:]
-    return Likelihood(
-        [each.logprob or 0.0 for each in scored],
-        [each.token == each.top_logprobs[0][0] for each in scored],
-    )
 
 
 def _with_prompt(event: TokenEvent, prompt: list[PromptLogprob]) -> TokenEvent:
@@ -557,19 +497,3 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _overflowed(answer: Answer) -> EngineError:
-    return EngineError(
-        f"the model's numbers overflowed after {len(answer.sequence.tokens)} tokens: its weights "
-        "may be damaged; try --dtype float32"
-    )
-
-
-def _explained(error: Exception) -> NanochatError:
-    if isinstance(error, NanochatError):
-        return error
-    text = " ".join(str(error).split())[:200]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        return EngineError(f"out of memory ({text}): ask for fewer tokens or fewer answers at once")
-    return EngineError(f"the engine failed ({type(error).__name__}: {text}); other requests go on")

@@ -25,8 +25,9 @@ from nanochat.engine.choice import Chooser
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
 from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
+from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.weights import fuse
-from nanochat.model.gpt import GPT, NO_TOKEN
+from nanochat.model.gpt import GPT
 from nanochat.model.layers import RotaryTable
 
 __all__ = ["FormatName", "Forward", "Piece", "Tables"]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nanochat.engine.forward import Forward, Piece
 from nanochat.engine.kvmemory import KVMemory
+from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.sequence import Chunk, Copies, Sequence, StepPlan
-from nanochat.model.gpt import NO_TOKEN
 
 __all__ = ["Fed", "Scored", "Steps"]
 

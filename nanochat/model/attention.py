@@ -1,18 +1,13 @@
-"""Causal attention with grouped heads, windows and a cache.   in: x_BTD   out: x_BTD   who calls:
-gpt.py
+"""Causal attention with grouped heads and windows.   in: x_BTD   out: x_BTD   who calls: gpt.py
 
-A query sees itself and at most `window` tokens to its left, so window + 1 keys.  Two paths, named:
-a whole
-text at once (training, scoring), and new tokens against a cache (the engine), where every row of
-the batch
-stands at its own position.
+A query sees itself and at most `window` tokens to its left, so window + 1 keys.  A whole text at
+once, for training and as the truth that the engine's cached paths are held against.
 Source: grouped queries Ainslie et al., arXiv:2305.13245; QK norm Henry et al., arXiv:2010.04245,
         after the rotation.
-Read next: gpt.py; engine/cache.py (a KVCache).
+Read next: gpt.py; engine/forward.py (new tokens against what has been read).
 """
 
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +17,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.eager import Attention
 from nanochat.model.layers import Linear, rms_norm, rotate
 
-__all__ = ["CausalAttention", "KVCache", "Positions", "attend", "attend_cached"]
+__all__ = ["CausalAttention", "attend"]
 
 # Queries a block when a window is shorter than the text: keys are sliced to the block's reach, so
 # memory
@@ -31,27 +26,6 @@ WINDOW_BLOCK_TOKENS = 256
 PRODUCTS_MAX_TOKENS = (
     1024  # above this the kept probabilities outgrow what the faster products save
 )
-
-
-class KVCache(Protocol):
-    """Keys and values of the tokens before these; the engine owns the memory."""
-
-    def lengths_B(self) -> Tensor:
-        """How many tokens of each row are in the cache: the position of the row's next token."""
-
-    def extend(self, layer: int, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of the layer, (B, S, K, E) each, the new ones at their rows'
-        positions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Where the tokens of this call stand: the rotary tables at their positions and, with a cache,
-    the positions."""
-
-    cos: Tensor
-    sin: Tensor
-    positions_BT: Tensor | None = None
 
 
 class CausalAttention(nn.Module):
@@ -70,9 +44,12 @@ class CausalAttention(nn.Module):
             self.value_gate = Linear(config.value_embedding.gate_channels, config.num_kv_heads)
 
     def forward(
-        self, x_BTD: Tensor, value_embedding: Tensor | None, at: Positions, cache: KVCache | None
+        self, x_BTD: Tensor, value_embedding: Tensor | None, rotation: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Shapes: x_BTD, value_embedding (B, T, K * E) or None -> (B, T, D)."""
+        """`rotation` is the rotary table, cosines and sines by position.
+
+        Shapes: x_BTD, value_embedding (B, T, K * E) or None -> (B, T, D).
+        """
         config = self.config
         B, T, _ = x_BTD.shape
         q_BTHE = self.query(x_BTD).view(B, T, config.num_heads, config.head_dim)
@@ -80,13 +57,8 @@ class CausalAttention(nn.Module):
         v_BTKE = self.value(x_BTD).view(B, T, config.num_kv_heads, config.head_dim)
         if value_embedding is not None:
             v_BTKE = v_BTKE + self._gate(x_BTD) * value_embedding.view(v_BTKE.shape)
-        q_BTHE, k_BTKE = self._position(q_BTHE, at), self._position(k_BTKE, at)
-        if cache is None:
-            y_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, self.window)
-        else:
-            assert at.positions_BT is not None, "a cache needs positions"
-            k_BSKE, v_BSKE = cache.extend(self.layer, k_BTKE, v_BTKE)
-            y_BTHE = attend_cached(q_BTHE, k_BSKE, v_BSKE, at.positions_BT, self.window)
+        q_BTHE, k_BTKE = self._position(q_BTHE, rotation), self._position(k_BTKE, rotation)
+        y_BTHE = attend(q_BTHE, k_BTKE, v_BTKE, self.window)
         return self.output(y_BTHE.reshape(B, T, -1))
 
     def _gate(self, x_BTD: Tensor) -> Tensor:
@@ -95,10 +67,10 @@ class CausalAttention(nn.Module):
         logits_BTK = self.value_gate(x_BTD[..., : gate.gate_channels])
         return (gate.gate_scale * torch.sigmoid(logits_BTK)).unsqueeze(-1)
 
-    def _position(self, x: Tensor, at: Positions) -> Tensor:
+    def _position(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Rotate first, then norm (the order matters for rounding), then scale if the generation
         does."""
-        x = rms_norm(rotate(x, at.cos, at.sin), self.config.norm_eps)
+        x = rms_norm(rotate(x, *rotation), self.config.norm_eps)
         return x if self.config.qk_scale == 1.0 else x * self.config.qk_scale
 
 
@@ -136,21 +108,6 @@ def _attend_by_products(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, reach: i
     q, k, v = (x.transpose(1, 2).reshape(B * H, T, E) for x in (q_BTHE, k_BTKE, v_BTKE))
     y = cast(Tensor, Attention.apply(q, k, v, E**-0.5, reach))
     return y.view(B, H, T, E).transpose(1, 2)
-
-
-def attend_cached(
-    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, positions_BT: Tensor, window: int | None
-) -> Tensor:
-    """Attention of new tokens with a cache in which key s of a row stands at position s.
-
-    Shapes: q_BTHE, k_BSKE, v_BSKE, positions_BT -> (B, T, H, E).
-    """
-    keys_S = torch.arange(k_BSKE.size(1), device=q_BTHE.device)
-    distance_BTS = positions_BT[:, :, None] - keys_S
-    visible_BTS = distance_BTS >= 0
-    if window is not None:
-        visible_BTS = visible_BTS & (distance_BTS <= window)
-    return _sdpa(q_BTHE, k_BSKE, v_BSKE, visible_BTS[:, None])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The transformer.   in: tokens_BT   out: logits_BTV   who calls: train, engine, evals
+"""The transformer.   in: tokens_BT   out: logits_BTV   who calls: train, evals
 
     e  = norm(embedding[token])
     x  = e + smear * sigmoid(gate(e)) * e[previous token]              (smear)
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat.model.attention import CausalAttention, KVCache, Positions
+from nanochat.model.attention import CausalAttention
 from nanochat.model.config import GPTConfig
 from nanochat.model.layers import MLP, Linear, RotaryTable, mix, rms_norm
 
 __all__ = ["GPT", "Block"]
 
 LARGEST_FIRST_TABLE = 2**16  # positions; a longer context's table grows when it is used
-NO_TOKEN = -1  # in previous_B: this row has no token before its first one
 
 
 class Block(nn.Module):
@@ -36,10 +35,10 @@ class Block(nn.Module):
         self.mlp = MLP(config.model_dim)
 
     def forward(
-        self, x_BTD: Tensor, value_embedding: Tensor | None, at: Positions, cache: KVCache | None
+        self, x_BTD: Tensor, value_embedding: Tensor | None, rotation: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Shapes: x_BTD -> (B, T, D)."""
-        x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.norm_eps), value_embedding, at, cache)
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.norm_eps), value_embedding, rotation)
         return x_BTD + self.mlp(rms_norm(x_BTD, self.norm_eps))
 
 
@@ -79,25 +78,19 @@ class GPT(nn.Module):
             round_to_bfloat16=config.rope_dtype == "bfloat16",
         )
 
-    def forward(
-        self, tokens_BT: Tensor, *, previous_B: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def forward(self, tokens_BT: Tensor) -> Tensor:
         """Capped logits of the token after each.
 
-        Shapes: tokens_BT, previous_B -> logits_BTV in float32, V the true vocabulary.
-        `previous_B` holds the token before each row's first (NO_TOKEN where there is none); with
-        it and a
-        cache, any chunking of a text gives the same logits.
+        Shapes: tokens_BT -> logits_BTV in float32, V the true vocabulary.
         """
-        return self.logits(self.hidden(tokens_BT, previous_B=previous_B, cache=cache))
+        return self.logits(self.hidden(tokens_BT))
 
-    def hidden(
-        self, tokens_BT: Tensor, *, previous_B: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
         """The normed stream that the head reads.   Shapes: tokens_BT -> (B, T, D)."""
         config = self.config
-        x_BTD = self._embed(tokens_BT, previous_B)
-        at = self._positions(tokens_BT, cache, x_BTD.dtype)
+        x_BTD = self._embed(tokens_BT)
+        cos, sin = self.rotary(tokens_BT.size(1), x_BTD.dtype, tokens_BT.device)
+        rotation = cos[None, :, None], sin[None, :, None]
         first_BTD = x_BTD
         middle_BTD: Tensor | None = None
         for layer, block in enumerate(self.blocks):
@@ -106,7 +99,7 @@ class GPT(nn.Module):
                     x_BTD, self.residual_lambdas[layer], first_BTD, self.input_lambdas[layer]
                 )
             value_embedding = self._value_embedding(layer, tokens_BT, x_BTD.dtype)
-            x_BTD = block(x_BTD, value_embedding, at, cache)
+            x_BTD = block(x_BTD, value_embedding, rotation)
             if config.backout and layer == config.backout_layer:
                 middle_BTD = x_BTD
         if middle_BTD is not None:
@@ -120,28 +113,13 @@ class GPT(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
 
-    def _embed(self, tokens_BT: Tensor, previous_B: Tensor | None) -> Tensor:
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
         e_BTD = rms_norm(self.embedding(tokens_BT), self.config.norm_eps)
         if self.config.smear_channels is None:
             return e_BTD
         gate_BTG = self.smear_gate(e_BTD[..., : self.config.smear_channels])
         amount = self.smear_lambda.to(e_BTD.dtype) * torch.sigmoid(gate_BTG)
-        if previous_B is None:
-            return torch.cat((e_BTD[:, :1], e_BTD[:, 1:] + amount[:, 1:] * e_BTD[:, :-1]), dim=1)
-        has_previous = (previous_B != NO_TOKEN)[:, None, None].to(e_BTD.dtype)
-        before = rms_norm(self.embedding(previous_B.clamp_min(0)), self.config.norm_eps)[:, None]
-        before_BTD = torch.cat((before * has_previous, e_BTD[:, :-1]), dim=1)
-        return e_BTD + amount * before_BTD
-
-    def _positions(self, tokens_BT: Tensor, cache: KVCache | None, dtype: torch.dtype) -> Positions:
-        T = tokens_BT.size(1)
-        if cache is None:
-            cos, sin = self.rotary(T, dtype, tokens_BT.device)
-            return Positions(cos[None, :, None], sin[None, :, None])
-        steps_T = torch.arange(T, device=tokens_BT.device)
-        positions_BT = cache.lengths_B()[:, None] + steps_T
-        cos, sin = self.rotary(int(positions_BT.max()) + 1, dtype, tokens_BT.device)
-        return Positions(cos[positions_BT][:, :, None], sin[positions_BT][:, :, None], positions_BT)
+        return torch.cat((e_BTD[:, :1], e_BTD[:, 1:] + amount[:, 1:] * e_BTD[:, :-1]), dim=1)
 
     def _value_embedding(self, layer: int, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
         if not self.config.has_value_embedding(layer):

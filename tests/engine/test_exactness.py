@@ -10,9 +10,10 @@ import torch
 
 from nanochat.common.errors import ConfigError, EngineError, RequestTooLong, TokenizerError
 from nanochat.engine.blocks import BLOCK_TOKENS
-from nanochat.engine.engine import Engine, Likelihood
+from nanochat.engine.engine import Engine
 from nanochat.engine.kvmemory import bytes_per_block
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
+from nanochat.engine.scoring import Likelihood
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL

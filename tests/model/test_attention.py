@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat.model import attention, eager
-from nanochat.model.attention import attend, attend_cached
+from nanochat.model.attention import attend
 from tests.conftest import DOUBLE_ATOL, LAYER_ATOL
 from tests.twins.attention import attend_slowly
 
@@ -90,22 +90,3 @@ def test_large_scores_stay_finite(dtype: torch.dtype) -> None:
     y.sum().backward()
     assert y.dtype == dtype and torch.isfinite(y).all()
     assert q.grad is not None and torch.isfinite(q.grad).all()
-
-
-@pytest.mark.parametrize("window", [None, 0, 2, 5, 50])
-@pytest.mark.req("FR-010")
-def test_every_row_of_a_cache_stands_at_its_own_place(window: int | None) -> None:
-    """Three new tokens at positions 0, 4 and 9 of rows; what lies behind them is not looked at."""
-    q, k, v = random_heads(12, 4, 2, rows=3)
-    starts = (0, 4, 9)
-    positions = torch.tensor([[start, start + 1, start + 2] for start in starts])
-    new = torch.stack([q[row, start : start + 3] for row, start in enumerate(starts)])
-    for row, start in enumerate(starts):
-        k[row, start + 3 :], v[row, start + 3 :] = 1e6, 1e6
-    ours = attend_cached(new, k, v, positions, window)
-    for row, start in enumerate(starts):
-        stop = start + 3
-        expected = attend_slowly(
-            q[row : row + 1, :stop], k[row : row + 1, :stop], v[row : row + 1, :stop], window
-        )
-        torch.testing.assert_close(ours[row], expected[0, start:], atol=DOUBLE_ATOL, rtol=0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.model.config import GENERATIONS, Generation, GPTConfig, ValueEmbedding
-from nanochat.model.gpt import GPT, NO_TOKEN, Block
+from nanochat.model.gpt import GPT, Block
 from tests.conftest import DOUBLE_ATOL, LOGITS_ATOL
 from tests.fakes import random_gpt, tiny_config
 from tests.twins.model import logits_slowly, loss_slowly
@@ -130,21 +130,6 @@ def test_rows_do_not_see_each_other(random_config: GPTConfig) -> None:
     model = random_gpt(random_config)
     alone = torch.cat([model(TOKENS[:1]), model(TOKENS[1:])])
     torch.testing.assert_close(model(TOKENS), alone, atol=LOGITS_ATOL, rtol=0)
-
-
-@torch.no_grad()
-def test_the_token_before_the_first_is_smeared_in() -> None:
-    model = random_gpt(tiny_config(2))
-    none = torch.full((2,), NO_TOKEN)
-    torch.testing.assert_close(
-        model(TOKENS, previous_B=none), model(TOKENS), atol=LOGITS_ATOL, rtol=0
-    )
-    mixed = model(TOKENS, previous_B=torch.tensor([NO_TOKEN, 7]))
-    difference = (mixed - model(TOKENS)).abs().amax((1, 2))
-    assert difference[0] <= LOGITS_ATOL < difference[1]
-    without = random_gpt(tiny_config(2, smear_channels=None))
-    previous_B = torch.tensor([1, 7])
-    assert torch.equal(without(TOKENS, previous_B=previous_B), without(TOKENS))
 
 
 @torch.no_grad()

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanochat.checkpoint.reference import load_config, name_of
-from nanochat.engine.cache import ContiguousCache
+from nanochat.engine.blocks import BLOCK_TOKENS
+from nanochat.engine.forward import Forward, Piece
+from nanochat.engine.kvmemory import KVMemory
+from nanochat.engine.request import NO_TOKEN
 from nanochat.model.config import Generation, GPTConfig, ValueEmbedding, windows_from_pattern
 from nanochat.model.cost import count_parameters, train_flops_per_token
-from nanochat.model.gpt import GPT, NO_TOKEN
+from nanochat.model.gpt import GPT
 from tests.conftest import GRAD_RTOL, LAYER_ATOL, LOGITS_ATOL, NOISE_ATOL, SWITCHED_OFF
 from tests.golden.parity import GENERATIONS, Figures, from_golden, from_shared, model_of
 
@@ -238,13 +241,19 @@ def test_the_windows_of_another_generation_are_seen(generation: str, other: Gene
 def test_cached_logits_equal_uncached_ones(golden_figures: Figures, chunk: int) -> None:
     model = model_of(golden_figures, golden_figures.weights)
     tokens = golden_figures.over_context[0][:300]
-    cache = ContiguousCache(model.config, num_rows=1, max_positions=len(tokens))
-    pieces, previous = [], NO_TOKEN
-    with torch.inference_mode():
-        for piece in tokens.split(chunk):
-            pieces.append(model(piece[None], previous_B=torch.tensor([previous]), cache=cache)[0])
-            cache.advance([len(piece)])
-            previous = int(piece[-1])
+    forward = Forward(model, format="float32")
+    blocks = -(-len(tokens) // BLOCK_TOKENS)
+    tables = {window: list(range(blocks)) for window in model.config.windows}
+    memory = KVMemory(model.config, dict.fromkeys(tables, blocks))
+    pieces, previous, start = [], NO_TOKEN, 0
+    for piece in tokens.split(chunk):
+        if len(piece) == 1:
+            token = int(piece)
+            hidden = forward.decode([token], [previous], [start], [tables], memory)
+        else:
+            hidden = forward.prefill([Piece(piece.tolist(), previous, start, tables)], memory)
+        pieces.append(forward.logits(hidden))
+        previous, start = int(piece[-1]), start + len(piece)
     assert furthest(torch.cat(pieces), logits_of(model, tokens[None])[0]) <= LOGITS_ATOL
 
 
