@@ -54,7 +54,8 @@ def test_a_nucleus_is_as_small_as_it_can_be(
         for row in range(shape[0]):
             inside, outside = weights[row][is_kept[row]], weights[row][~is_kept[row]]
             assert inside.sum() >= top_p - 1e-5
-            assert inside.sum() - inside.min() <= top_p + 1e-5
+            above = inside[inside > inside.min() * (1 + 4e-6)]  # closer ones count as equal
+            assert above.sum() <= top_p + 1e-5
             assert not len(outside) or outside.max() <= inside.min() * (1 + 1e-5)
 
 
