@@ -30,6 +30,7 @@ __all__ = ["Config", "Finding", "examine", "run", "usable_cores", "usable_memory
 PACKAGES = (
     "fastapi",
     "huggingface_hub",
+    "llguidance",
     "numpy",
     "prompt_toolkit",
     "pyarrow",
