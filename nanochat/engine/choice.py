@@ -11,7 +11,7 @@ Read next: operators.py (the candidates).
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from nanochat.engine.operators import (
 __all__ = ["Chooser", "error_of", "machine_key", "seconds_of"]
 
 TIMED_SECONDS = 0.04  # for each candidate and bucket
-EMPTYING_BYTES = 2**23  # twice the second-level caches of two cores
+TIMED_COPIES_ELEMENTS = 40_000_000  # of all copies of a matrix together, and at most
+TIMED_COPIES = 16
 TIMED_ELEMENTS = 2**16  # a smaller matrix is not worth timing: the first candidate is taken
 WORTH = 0.8  # another layout than the first must take less than this share of its time
 FALLBACK = "plain"
@@ -63,7 +64,7 @@ class Chooser:
         built: dict[str, Multiply] = {}
         if key not in self._choices:
             built = self._right_ones(weight_CR, role)
-            self._choices[key] = self._fastest(built, weight_CR)
+            self._choices[key] = self._fastest(built, weight_CR, role)
             self._is_new = True
         names = self._choices[key]
         for name in set(names) - set(built):
@@ -107,15 +108,22 @@ class Chooser:
         dtype = torch.float32 if self.format == "float32" else torch.bfloat16
         return plain(dequantized(weight_CR, self.format), role, dtype)
 
-    def _fastest(self, built: dict[str, Multiply], weight_CR: Tensor) -> list[str]:
+    def _fastest(self, built: dict[str, Multiply], weight_CR: Tensor, role: Role) -> list[str]:
         """The name for each bucket: the first candidate's, unless another is clearly faster."""
         most_rows = {c.name: c.most_rows or BUCKETS[-1] for c in CANDIDATES[self.format]}
+        is_timed = len(built) > 1 and weight_CR.numel() >= TIMED_ELEMENTS
+        num_copies = min(TIMED_COPIES, max(1, TIMED_COPIES_ELEMENTS // weight_CR.numel()))
+        copies = {
+            name: [multiply]
+            + [self._build(name, weight_CR, role) for _ in range(num_copies - 1 if is_timed else 0)]
+            for name, multiply in built.items()
+        }
         choice: list[str] = []
         for num_rows in BUCKETS:
-            able = {n: m for n, m in built.items() if most_rows.get(n, num_rows) >= num_rows}
+            able = {n: c for n, c in copies.items() if most_rows.get(n, num_rows) >= num_rows}
             assert able, f"{self.format}: no operator for {num_rows} rows"
             first = next(iter(able))
-            if len(able) > 1 and weight_CR.numel() >= TIMED_ELEMENTS:
+            if len(able) > 1 and is_timed:
                 times = seconds_of(able, torch.rand(num_rows, weight_CR.size(1)))
                 best = min(times, key=times.__getitem__)
                 first = best if times[best] < WORTH * times[first] else first
@@ -145,22 +153,19 @@ def error_of(
 
 
 def seconds_of(
-    built: Mapping[str, Multiply], x_NR: Tensor, budget_s: float = TIMED_SECONDS
+    built: Mapping[str, Sequence[Multiply]], x_NR: Tensor, budget_s: float = TIMED_SECONDS
 ) -> dict[str, float]:
-    """The shortest call of each, taken in turn: what else the machine does then hits all alike.
-
-    Between calls the caches are emptied, as the other matrices of a model empty them.
-    """
+    """The shortest time of a call of each, taken in turn: what else the machine does hits all
+    alike.  Each has several copies of the matrix, so that none lies in a cache, as in a model."""
     best = dict.fromkeys(built, float("inf"))
-    others = torch.zeros(EMPTYING_BYTES // 4)
     end_s, rounds = time.perf_counter() + budget_s * len(built), 0
     while rounds < 3 or time.perf_counter() < end_s:
         rounds += 1
-        for name, multiply in built.items():
-            others.add_(1)
+        for name, copies in built.items():
             start_s = time.perf_counter()
-            multiply(x_NR)
-            best[name] = min(best[name], time.perf_counter() - start_s)
+            for multiply in copies:
+                multiply(x_NR)
+            best[name] = min(best[name], (time.perf_counter() - start_s) / len(copies))
     return best
 
 
