@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from nanochat.common.config import CommonOptions
+from nanochat.engine.load import EngineSpec, load_engine
 from nanochat.engine.request import SamplingParams
 from nanochat.tokenizer.chat import stop_tokens
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -108,35 +109,21 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
 
     Raises: CheckpointError for the model, ConfigError for the device.
     """
-    import torch
-
-    from nanochat.checkpoint.resolve import load
-    from nanochat.common.device import best_device, compute_dtype
-    from nanochat.engine.engine import Engine
-
-    device = best_device(options.device)
-    format: Literal["int8", "int4"] | None = None
-    if options.dtype == "int8" or options.dtype == "int4":
-        format, dtype = options.dtype, torch.float32  # from the most exact weights there are
-    else:
-        dtype = compute_dtype(device, options.dtype)
-    loaded = load(
-        options.model,
-        home=options.home,
-        device=device,
-        dtype=dtype,
-        with_hashes=options.verify,
+    kv_memory_bytes = None if options.kv_memory is None else int(options.kv_memory * 2**30)
+    loaded = load_engine(
+        EngineSpec(
+            model=options.model,
+            home=options.home,
+            device=options.device,
+            format=options.dtype,
+            max_rows=max_rows,
+            kv_memory_bytes=kv_memory_bytes,
+            with_hashes=options.verify,
+        )
     )
     path = Path(options.model).expanduser()
     return Opened(
-        engine=Engine(
-            loaded.model,
-            loaded.tokenizer,
-            max_rows=max_rows,
-            format=format,
-            kv_memory_bytes=None if options.kv_memory is None else int(options.kv_memory * 2**30),
-            home=options.home,
-        ),
+        engine=loaded.engine,
         name=path.resolve().name if path.is_dir() else options.model,
         is_chat=loaded.is_chat,
     )

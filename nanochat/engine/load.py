@@ -1,0 +1,69 @@
+"""A model reference -> an engine.   in: EngineSpec   out: LoadedEngine
+who calls: cli/model_options.py, worker.py
+
+Imports torch only when something is loaded.
+Read next: checkpoint/resolve.py (what a reference is), engine.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from nanochat.engine.engine import Engine
+
+__all__ = ["EngineSpec", "LoadedEngine", "load_engine"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """Which model, and what it computes with."""
+
+    model: str
+    """A model reference."""
+    home: Path | None = None
+    device: str | None = None
+    format: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    max_rows: int = 64
+    kv_memory_bytes: int | None = None
+    with_hashes: bool = True
+    """Whether every file is compared with its SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedEngine:
+    """An engine, and what is known of its model."""
+
+    engine: "Engine"
+    is_chat: bool
+    """Whether it has been taught conversations."""
+
+
+def load_engine(spec: EngineSpec) -> LoadedEngine:
+    """Load what is named; importing torch and reading the weights takes seconds.
+
+    Raises: CheckpointError for the model, ConfigError for the device or the format.
+    """
+    import torch
+
+    from nanochat.checkpoint.resolve import load
+    from nanochat.common.device import best_device, compute_dtype
+    from nanochat.engine.engine import Engine
+
+    device = best_device(spec.device)
+    if spec.format == "int8" or spec.format == "int4":
+        dtype = torch.float32  # from the most exact weights there are
+    else:
+        dtype = compute_dtype(device, spec.format)
+    loaded = load(
+        spec.model, home=spec.home, device=device, dtype=dtype, with_hashes=spec.with_hashes
+    )
+    engine = Engine(
+        loaded.model,
+        loaded.tokenizer,
+        max_rows=spec.max_rows,
+        format=None if spec.format == "auto" else spec.format,
+        kv_memory_bytes=spec.kv_memory_bytes,
+        home=spec.home,
+    )
+    return LoadedEngine(engine=engine, is_chat=loaded.is_chat)
