@@ -124,6 +124,7 @@ class Request:
     def __post_init__(self) -> None:
         problems = [
             *_request_id(self.request_id),
+            *_prompt_tokens(self.prompt_tokens),
             *_whole("num_samples", self.num_samples, 1, MAX_SAMPLES),
             *_whole_or_none("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS),
             *_schema(self.schema, self.tools),
@@ -244,6 +245,11 @@ def _stops(stops: Any) -> Iterator[str]:
 def _request_id(value: Any) -> Iterator[str]:
     if not isinstance(value, str) or not value:
         yield f"request_id is {value!r:.40}, expected a string of at least one character"
+
+
+def _prompt_tokens(tokens: Any) -> Iterator[str]:
+    if not isinstance(tokens, tuple):
+        yield f"prompt_tokens is {tokens!r:.40}, expected a tuple of tokens"
 
 
 def _schema(schema: Any, tools: Any) -> Iterator[str]:
