@@ -54,21 +54,23 @@ class Buffers:
         B, D, H, K, E = (
             num_rows, config.model_dim, config.num_heads, config.num_kv_heads, config.head_dim,
         )  # fmt: skip
-        wide = {"dtype": torch.float32, "device": device}
-        self.x_BD = torch.empty(B, D, **wide)
-        self.norm_B1 = torch.empty(B, 1, **wide)
+
+        def floats(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=device)
+
+        self.x_BD = floats(B, D)
+        self.norm_B1 = floats(B, 1)
         self.h_BD = torch.empty(B, D, dtype=activation_dtype, device=device)
-        self.first_BD = torch.empty(B, D, **wide)
-        self.middle_BD = torch.empty(B, D, **wide)
+        self.first_BD = floats(B, D)
+        self.middle_BD = floats(B, D)
         num_layers = config.num_layers if config.residual_lambdas else 0
-        self.inputs_LBD = torch.empty(num_layers, B, D, **wide)
+        self.inputs_LBD = floats(num_layers, B, D)
         self.inputs = list(self.inputs_LBD)
         # Queries, keys, values and gates in one row, as real and as complex numbers; a rotation of
         # the whole row that leaves what is behind the keys alone needs no other views.
-        width, q_width, k_width = weights.layers[0].qkv.shape[0], H * E, K * E
+        q_width, k_width = H * E, K * E
         width = max(layer.qkv.shape[0] for layer in weights.layers)
-        self.width = width
-        self.qkv_BC = torch.zeros(B, width, **wide)
+        self.qkv_BC = floats(B, width).zero_()
         self.parts = {
             layer.qkv.shape[0]: self.qkv_BC[:, : layer.qkv.shape[0]] for layer in weights.layers
         }
@@ -78,7 +80,7 @@ class Buffers:
         self.turns_BHE = turned.view(B, H + K, E // 2)
         rows = self.qkv_BC
         self.qk_BHE = rows[:, : q_width + k_width].view(B, H + K, E)
-        self.qk_norm_BH1 = torch.empty(B, H + K, 1, **wide)
+        self.qk_norm_BH1 = floats(B, H + K, 1)
         self.q_in = rows[:, :q_width].view(B, K, H // K, E)
         self.k_in = rows[:, q_width : q_width + k_width].view(B, K, E)
         self.v_in = rows[:, q_width + k_width : q_width + 2 * k_width].view(B, K, E)
@@ -90,16 +92,16 @@ class Buffers:
         self.new = torch.empty(B, 2 * K, E, dtype=dtype, device=device)
         self.k_out, self.v_out = self.new[:, :K], self.new[:, K:]
         self.new_heads_first = self.new.transpose(0, 1)
-        self.gates_BK1 = torch.empty(B, K, 1, **wide)
+        self.gates_BK1 = floats(B, K, 1)
         self.embedded = torch.empty(2 * B, D, dtype=weights.embedding_VD.dtype, device=device)
         self.values: list[Tensor] = []
         if weights.values_VR is not None:
             table = weights.values_VR
             self.values_BR = torch.empty(B, table.size(1), dtype=table.dtype, device=device)
             self.values = list(self.values_BR.view(B, -1, K, E).unbind(1))
-        self.eps = torch.tensor(config.norm_eps, **wide)
+        self.eps = torch.tensor(config.norm_eps, device=device)
         self.input_L11 = torch.tensor(
-            [layer.input for layer in weights.layers][:num_layers], **wide
+            [layer.input for layer in weights.layers][:num_layers], device=device
         )[:, None, None]
         bucket = bucket_of(B)
         self.layers: list[tuple[LayerWeights, tuple[Callable[[Tensor], Tensor], ...]]] = [

@@ -13,6 +13,7 @@ shape, number of rows and processor: these are the candidates, and choice.py dec
 Read next: choice.py (which one is taken), weights.py (which matrices there are), forward.py.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -138,10 +139,14 @@ def _int8_one_row(weight: Tensor, role: Role) -> Multiply:
     """The same, and the row is quantized within the operator: for one row alone, since it takes one
     scale for all that it is given.  A third of the overhead of the one above."""
     whole_CR, scale_C = _int8_channels(weight)
-    quantized_CR = torch._make_per_channel_quantized_tensor(
-        whole_CR, scale_C.double(), torch.zeros(scale_C.numel(), dtype=torch.long), 0
-    )
-    packed = torch.ops.quantized.linear_prepack(quantized_CR, None)
+    zeros_C = torch.zeros(scale_C.numel(), dtype=torch.long)
+    with warnings.catch_warnings():
+        # PyTorch means to remove these tensors one day; then this candidate is left out.
+        warnings.simplefilter("ignore", UserWarning)
+        quantized_CR = torch._make_per_channel_quantized_tensor(
+            whole_CR, scale_C.double(), zeros_C, 0
+        )
+        packed = torch.ops.quantized.linear_prepack(quantized_CR, None)
     operators = torch.ops.quantized
     product = (
         operators.linear_relu_dynamic if role == "expand" else operators.linear_dynamic
