@@ -25,6 +25,7 @@ from nanochat.engine.choice import Chooser
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
 from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
+from nanochat.engine.paged import PagedDecode, capture_graph, replay_nothing
 from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.weights import fuse
 from nanochat.model.gpt import GPT
@@ -84,7 +85,10 @@ class Forward:
         self._rotation_SE = self._rotation(0)
         self._scale = config.qk_scale**2 * config.head_dim**-0.5
         self._eps = torch.tensor(config.norm_eps, device=self.device)
+        is_narrow = self.format in ("bfloat16", "int4")
+        self._activation_dtype = torch.bfloat16 if is_narrow else torch.float32
         self._buffers: dict[int, Buffers] = {}
+        self._paged: PagedDecode | None = None
 
     # ------------------------------------------------------------------------------- paths
 
@@ -152,6 +156,8 @@ class Forward:
         Raises: EngineError for a token outside the vocabulary.
         """
         self._check(tokens_B, previous_B)
+        if self.device.type != "cpu":
+            return self._decode_paged(tokens_B, previous_B, positions_B, tables, memory)
         num_rows = len(tokens_B)
         runs = {
             window: [
@@ -186,6 +192,29 @@ class Forward:
 
         buffers = self._buffers_for(num_rows)
         return decode(self.config, self.weights, buffers, step, memory, read_memory)
+
+    def _decode_paged(
+        self,
+        tokens_B: Sequence[int],
+        previous_B: Sequence[int],
+        positions_B: Sequence[int],
+        tables: Sequence[Tables],
+        memory: KVMemory,
+    ) -> Tensor:
+        """The same by recorded steps.   Shapes: -> hidden_BD."""
+        if self._paged is None or self._paged.memory is not memory:
+            self._paged = PagedDecode(
+                self.config,
+                self.weights,
+                memory,
+                activation_dtype=self._activation_dtype,
+                scale=self._scale,
+                capture=capture_graph if self.device.type == "cuda" else replay_nothing,
+            )
+        none = self.config.padded_vocab_size
+        previous = [none if token == NO_TOKEN else token for token in previous_B]
+        rotation_SE = self._rotation(max(positions_B))
+        return self._paged(tokens_B, previous, positions_B, rotation_SE, tables)
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -264,13 +293,12 @@ class Forward:
 
     def _buffers_for(self, num_rows: int) -> Buffers:
         if num_rows not in self._buffers:
-            is_narrow = self.format in ("bfloat16", "int4")
             self._buffers[num_rows] = Buffers(
                 self.config,
                 self.weights,
                 num_rows,
                 dtype=self.dtype,
-                activation_dtype=torch.bfloat16 if is_narrow else torch.float32,
+                activation_dtype=self._activation_dtype,
                 device=self.device,
             )
         return self._buffers[num_rows]
