@@ -4,8 +4,8 @@ out: one JSON object   who calls: cli/bench_decode.py
 Weights are random; every side decodes with the same context.  A rate is that of the best stretch of
 steps: other jobs on the machine only ever make it slower, for all sides alike, so the best is what
 compares.  Peers run in processes of their own, before and after ours.
-`bandwidth_share` is the bytes of weights that a step reads, over its time, over the most bytes a
-second that any of several ways of reading reached on this machine, in the same run.
+`bandwidth_share` is the bytes of weights, keys and values that a step reads, over its time, over
+the most bytes a second that any of several ways of reading reached here, in the same run.
 Read next: peer_decode.py, gguf.py; engine/forward.py (what is measured).
 """
 
@@ -87,8 +87,8 @@ def bench_decode(bench: DecodeBench) -> dict[str, Any]:
     rows = [_better(*pair) for pair in zip(ours, again, strict=True)]
     weight_bytes = forward.weights.num_matrix_elements * BYTES_PER_WEIGHT[forward.format]
     for row in rows:
-        steps_per_s = row["tokens_per_s"] / row["batch_size"]
-        row["bandwidth_share"] = weight_bytes * steps_per_s / bandwidth
+        step_bytes = weight_bytes + row["batch_size"] * _kv_bytes(forward, bench.context)
+        row["bandwidth_share"] = step_bytes * row["tokens_per_s"] / row["batch_size"] / bandwidth
     return {
         "machine": machine_name(device),
         "depth": bench.depth,
@@ -96,6 +96,7 @@ def bench_decode(bench: DecodeBench) -> dict[str, Any]:
         "context": bench.context,
         "bandwidth_bytes_per_s": bandwidth,
         "weight_bytes": weight_bytes,
+        "kv_bytes_per_row": _kv_bytes(forward, bench.context),
         "rows": rows,
         "peers": peers,
         "ratios": {
@@ -227,6 +228,14 @@ def _row(measured: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_s_mean": size * len(seconds) / sum(seconds),
         "ttft_s": measured["ttft_s"],
     }
+
+
+def _kv_bytes(forward: Forward, context: int) -> int:
+    """Keys and values that one row's step reads."""
+    config = forward.config
+    per_token = 2 * config.num_kv_heads * config.head_dim * forward.dtype.itemsize
+    seen = (context if window is None else min(context, window + 1) for window in config.windows)
+    return per_token * sum(seen)
 
 
 def _better(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,11 @@ ReadMemory = Callable[[int, Tensor], Tensor]
 class Step:
     """What changes from step to step, as tensors."""
 
+    pairs: Tensor
+    """The tokens of all rows, then those before them: the tables' row of zeros where there is
+    none."""
     tokens_B: Tensor
-    previous_B: Tensor
-    """The row of zeros of the tables where there is none."""
+    """Its first half."""
     rotation_BE: Tensor
     """cos - i sin at each row's position."""
     slots: dict[Window, Tensor]
@@ -171,7 +173,7 @@ def _embed(config: GPTConfig, weights: Weights, b: Buffers, step: Step) -> None:
         torch.index_select(table, 0, step.tokens_B, out=b.embedded[:B])
         b.x_BD.copy_(b.embedded[:B])
     else:
-        torch.index_select(table, 0, torch.cat((step.tokens_B, step.previous_B)), out=b.embedded)
+        torch.index_select(table, 0, step.pairs, out=b.embedded)
         amount_B1 = weights.smear_V1.index_select(0, step.tokens_B)
         torch.addcmul(b.embedded[:B], amount_B1, b.embedded[B:], out=b.x_BD)
     if weights.values_VR is not None:

@@ -166,28 +166,33 @@ class Forward:
             ]
             for window in memory.num_blocks
         }
-        slots = {
-            window: self._long([row[-1][1] - 1 for row in rows]) for window, rows in runs.items()
-        }
         none = self.config.padded_vocab_size
+        numbers = self._long(  # one tensor: each costs 5 us to make
+            [
+                *tokens_B,
+                *[none if token == NO_TOKEN else token for token in previous_B],
+                *positions_B,
+                *[row[-1][1] - 1 for rows in runs.values() for row in rows],
+            ]
+        )
+        tokens, _, positions, *slots = numbers.split(num_rows)
         step = Step(
-            tokens_B=self._long(tokens_B),
-            previous_B=self._long([none if token == NO_TOKEN else token for token in previous_B]),
-            rotation_BE=self._rotation(max(positions_B))[self._long(positions_B)],
-            slots=slots,
+            pairs=numbers.narrow(0, 0, 2 * num_rows),
+            tokens_B=tokens,
+            rotation_BE=self._rotation(max(positions_B)).index_select(0, positions),
+            slots=dict(zip(runs, slots, strict=True)),
         )
         windows, scale = self.config.windows, self._scale
 
         def read_memory(layer: int, q_BKGE: Tensor) -> Tensor:
             if num_rows == 1:
-                k_KSE, v_KSE = memory.gather(layer, runs[windows[layer]][0])
-                return attend_row(q_BKGE, k_KSE[None], v_KSE[None], scale).view(1, -1)
+                k, v = memory.gather_row(layer, runs[windows[layer]][0])
+                return attend_row(q_BKGE, k, v, scale).view(1, -1)
             y_BKGE = torch.empty_like(q_BKGE)
             for row_runs, q, y in zip(
                 runs[windows[layer]], q_BKGE.split(1), y_BKGE.split(1), strict=True
             ):
-                k_KSE, v_KSE = memory.gather(layer, row_runs)
-                y.copy_(attend_row(q, k_KSE[None], v_KSE[None], scale))
+                y.copy_(attend_row(q, *memory.gather_row(layer, row_runs), scale))
             return y_BKGE.view(num_rows, -1)
 
         buffers = self._buffers_for(num_rows)

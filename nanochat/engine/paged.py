@@ -145,9 +145,10 @@ class _Recorded:
             for window, width in widths.items()
         }
         rotation = torch.ones(num_rows, config.head_dim // 2, dtype=torch.complex64, device=device)
+        pairs = numbers(2 * num_rows)
         self.step = Step(
-            tokens_B=numbers(num_rows),
-            previous_B=numbers(num_rows),
+            pairs=pairs,
+            tokens_B=pairs[:num_rows],
             rotation_BE=rotation,
             slots={window: seen.slot_B for window, seen in self.seen.items()},
         )
@@ -171,8 +172,7 @@ class _Recorded:
         groups: Mapping[Window, Sequence[tuple[list[int], int, int]]],
     ) -> None:
         """This step's values into the fixed tensors."""
-        self.step.tokens_B.copy_(torch.tensor(tokens))
-        self.step.previous_B.copy_(torch.tensor(previous))
+        self.step.pairs.copy_(torch.tensor([*tokens, *previous]))
         self.positions_B.copy_(torch.tensor(positions))
         self.step.rotation_BE.copy_(rotation_SE[self.positions_B])
         for window, rows in groups.items():

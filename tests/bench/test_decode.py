@@ -74,7 +74,8 @@ def test_ours_beside_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     result = json.loads(capsys.readouterr().out)
     assert [row["batch_size"] for row in result["rows"]] == [1, 3]
     for row in result["rows"]:
-        share = result["weight_bytes"] * row["tokens_per_s"] / row["batch_size"] / 1e10
+        read = result["weight_bytes"] + row["batch_size"] * result["kv_bytes_per_row"]
+        share = read * row["tokens_per_s"] / row["batch_size"] / 1e10
         assert row["bandwidth_share"] == pytest.approx(share) and row["ttft_s"] > 0
         assert row["tokens_per_s"] >= row["tokens_per_s_mean"] > 0
     assert list(result["peers"]) == ["nanochat_float32", "nanochat_bfloat16"]
@@ -83,6 +84,7 @@ def test_ours_beside_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert result["ratios"][name][1] == pytest.approx(rate)
     matrices = 2 * (3 * 128**2 + 128**2 + 8 * 128**2) + 320 * 128 + 16 * 128  # and a row of gates
     assert result["weight_bytes"] == 4 * matrices
+    assert result["kv_bytes_per_row"] == 2 * 2 * 40 * 128 * 4  # two layers of 40 tokens
     assert main(argv) == 0
     assert "of memory bandwidth" in capsys.readouterr().out
 
