@@ -134,7 +134,8 @@ class Chooser:
 def error_of(
     multiply: Multiply, weight_CR: Tensor, role: Role = "plain", most_rows: int | None = None
 ) -> float:
-    """The largest error of a product over its root mean square, for 1 and for 5 rows.
+    """The largest error of a product, over what is typical of its row and channel, for 1 and for 5
+    rows.
 
     The fifth row is 25 times the first: what quantizes all rows by one scale shows.
     """
@@ -146,9 +147,10 @@ def error_of(
         x_NR *= torch.arange(1.0, num_rows + 1)[:, None] ** 2
         product_NC = x_NR @ weight_CR.T
         want_NC = product_NC.relu() if role == "expand" else product_NC
-        away_N = (multiply(x_NR).float() - want_NC).abs().amax(-1)
-        size_N = product_NC.square().mean(-1).sqrt().clamp_min(1e-20)
-        worst = max(worst, float((away_N / size_N).max()))
+        away_NC = (multiply(x_NR).float() - want_NC).abs()
+        # Each row and each channel by its own size: some are many times the others.
+        size_NC = x_NR.square().mean(-1).sqrt()[:, None] * weight_CR.norm(dim=-1)
+        worst = max(worst, float((away_NC / size_NC.clamp_min(1e-20)).max()))
     return worst
 
 

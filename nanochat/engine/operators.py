@@ -43,9 +43,9 @@ Multiply = Callable[[Tensor], Tensor]
 
 BUCKETS = (1, 4, 16, 64, 256)
 """Most rows of each bucket; the last also takes what is above it."""
-GROUP = 32  # weights that share a scale in int4: 64 saves 6% of the bytes and doubles the bpb lost
+GROUP = 32  # weights that share a scale in int4; 64: 3% faster, 0.11% of bpb lost, not 0.06%
 TINY = 1e-30  # a row of zeros has this scale and stays zero
-# Largest error of the product, relative to its root mean square, against the weights as stored.
+# Largest error of a product, relative to what is typical, against the weights as stored.
 TOLERANCES: dict[WeightFormat, float] = {
     "float32": 1e-4,
     "bfloat16": 0.03,
@@ -193,6 +193,8 @@ def dequantized(weight: Tensor, format: WeightFormat) -> Tensor:
         whole_CR, scale_C = _int8_channels(weight)
         return whole_CR.float() * scale_C[:, None]
     if format == "int4":
+        if weight.size(1) % GROUP:
+            return weight.bfloat16().float()  # no whole groups: such a matrix stays as it is
         whole_CR, scales_GC2 = _int4_groups_of(weight)
         scale_CG, zero_CG = scales_GC2.float().permute(2, 1, 0)
         groups = whole_CR.view(*scale_CG.shape, GROUP) - 8

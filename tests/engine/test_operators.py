@@ -47,6 +47,23 @@ def test_stored_weights_are_close() -> None:
         assert float(away) <= most
 
 
+def test_what_has_no_whole_groups_stays_bfloat16(caplog: pytest.LogCaptureFixture) -> None:
+    weight, x = matrix(32, 40), torch.randn(2, 40)
+    linear = Chooser("int4", None).make(weight, "plain")
+    assert torch.allclose(linear(x).float(), x @ weight.T, atol=0.02)
+
+
+def test_channels_of_very_different_sizes() -> None:
+    """Judged each by its own size, a right operator stays right."""
+    weight = matrix() * torch.logspace(-3, 3, 96)[:, None]
+    for format, candidate in ALL[:4]:
+        multiply = candidate.build(weight, "plain")
+        error = error_of(multiply, dequantized(weight, format))
+        assert error <= TOLERANCES[format]
+    nearly = plain(weight * torch.linspace(1, 1.2, 96)[:, None], "plain", torch.float32)
+    assert error_of(nearly, weight) > 0.1
+
+
 def test_rows_of_zeros_and_rows_of_outliers() -> None:
     """A row of zeros stays one; an outlier in one row leaves another row alone."""
     for format, candidate in ALL:
