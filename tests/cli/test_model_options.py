@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from nanochat.checkpoint.resolve import run_directory
 from nanochat.cli.model_options import ChoiceOptions, ModelOptions, SamplingOptions, open_model

@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY
 TEXT = (REPOSITORY / "pyproject.toml").read_text()
 PROJECT: dict[str, Any] = tomllib.loads(TEXT)["project"]
 COMES_WITH = {"pydantic_core": "pydantic", "starlette": "fastapi"}
+PEERS = {"llama_cpp"}  # measured beside us where a user has them, in a process of their own
 
 
 def names(requirements: list[str]) -> list[str]:
@@ -33,7 +34,7 @@ def imported_by_the_package() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module.split(".")[0])
-    third_party = found - set(sys.stdlib_module_names) - {"nanochat", "_typeshed"}
+    third_party = found - set(sys.stdlib_module_names) - {"nanochat", "_typeshed"} - PEERS
     return {COMES_WITH.get(name, name) for name in third_party}
 
 

@@ -1,4 +1,4 @@
-"""What Python itself makes of an expression, within the limits of karpathy/nanochat's calculator."""
+"""What Python itself makes of an expression, within karpathy/nanochat's calculator's limits."""
 
 import warnings
 
