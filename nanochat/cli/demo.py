@@ -28,7 +28,7 @@ class Config(CommonOptions):
     chats: tuple[str, ...] = ()
     """Your own conversations: .jsonl, .json (plain, .gz, .zst), folders, globs."""
     minutes: float | None = None
-    """About how long training may take. None: 5 for the built-in world, 10 for your own text."""
+    """About how long training may take. None: 4.7 for the built-in world, 10 for your own text."""
     run: str = "demo"
     """Name of the run directory; an earlier demo of this name is replaced."""
     serve: bool = True

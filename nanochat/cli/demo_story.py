@@ -84,7 +84,7 @@ class Recipe:
 
 
 WORLD = Recipe(
-    minutes=5.0,
+    minutes=4.7,
     depth=4,
     aspect_ratio=64,
     head_dim=64,
