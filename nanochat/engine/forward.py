@@ -25,7 +25,7 @@ from nanochat.engine.choice import Chooser
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
 from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
-from nanochat.engine.paged import PagedDecode, capture_graph, replay_nothing
+from nanochat.engine.paged import PagedDecode, capture_for
 from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.weights import fuse
 from nanochat.model.gpt import GPT
@@ -214,7 +214,7 @@ class Forward:
                 memory,
                 activation_dtype=self._activation_dtype,
                 scale=self._scale,
-                capture=capture_graph if self.device.type == "cuda" else replay_nothing,
+                capture=capture_for(self.device),
             )
         none = self.config.padded_vocab_size
         previous = [none if token == NO_TOKEN else token for token in previous_B]

@@ -24,7 +24,7 @@ from nanochat.engine.kvmemory import KVMemory, Table, Window
 from nanochat.engine.weights import Weights
 from nanochat.model.config import GPTConfig
 
-__all__ = ["Capture", "PagedDecode", "capture_graph", "ladder", "replay_nothing"]
+__all__ = ["Capture", "PagedDecode", "capture_for", "ladder"]
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """A step that reads and writes fixed tensors -> the same step, recorded."""
@@ -195,12 +195,16 @@ def ladder(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def replay_nothing(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The step as it is: for devices without graphs."""
+def capture_for(device: torch.device) -> Capture:
+    """How a device records a step; one without graphs keeps it as it is."""
+    return _capture_graph if device.type == "cuda" else _replay_nothing
+
+
+def _replay_nothing(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return step
 
 
-def capture_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _capture_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The step as a CUDA graph.  Feeding a token twice writes the same key twice: warming up is
     harmless."""
     stream = torch.cuda.Stream()

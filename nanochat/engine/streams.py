@@ -48,4 +48,5 @@ def hand_over(
     events: "asyncio.Queue[TokenEvent | Exception]",
     event: TokenEvent | Exception,
 ) -> None:
+    """Put an event into an event loop's queue, from another thread."""
     loop.call_soon_threadsafe(events.put_nowait, event)

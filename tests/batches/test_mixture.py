@@ -50,6 +50,7 @@ def test_it_reads_like_its_sources(
     source = numbered(conversation_store, "a", 4, 1)
     mixture = Mixture([numbered(conversation_store, "b", 3, 2), source])
     assert mixture.bos == byte_tokenizer.bos
+    assert mixture.num_tokens == mixture.lengths(np.arange(mixture.num_documents)).sum()
     for index in range(4):
         length = int(source.store.lengths(np.array([index]))[0])
         assert int(mixture.lengths(np.array([6 + index]))[0]) == length

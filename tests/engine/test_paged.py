@@ -7,7 +7,7 @@ import torch
 
 from nanochat.engine.forward import Forward, Piece
 from nanochat.engine.kvmemory import KVMemory
-from nanochat.engine.paged import PagedDecode, capture_graph, ladder, replay_nothing
+from nanochat.engine.paged import PagedDecode, capture_for, ladder
 from nanochat.engine.request import NO_TOKEN
 from nanochat.model.gpt import GPT
 from tests.conftest import LOGITS_ATOL
@@ -42,7 +42,7 @@ def test_recorded_steps_compute_the_same(any_model: GPT) -> None:
 
     def capture(step: Any) -> Any:
         recordings.append(step)
-        return replay_nothing(step)
+        return capture_for(CPU)(step)
 
     paged = PagedDecode(
         forward.config, forward.weights, memory, activation_dtype=torch.float32,
@@ -107,6 +107,6 @@ def test_graphs(format: Any) -> None:
 @pytest.mark.gpu
 def test_a_graph_replays() -> None:
     x = torch.zeros(4, device="cuda")
-    replay = capture_graph(lambda: x * 2)
+    replay = capture_for(x.device)(lambda: x * 2)
     x.fill_(3)
     assert replay().tolist() == [6.0] * 4

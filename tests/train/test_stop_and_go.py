@@ -1,6 +1,7 @@
 """A run that was stopped and went on cannot be told from one that never stopped."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,12 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanochat.batches.batch import Batch
 from nanochat.checkpoint.format import is_finished
 from nanochat.checkpoint.resolve import resolve
 from nanochat.common.errors import ConfigError
+from nanochat.model.gpt import GPT
+from nanochat.train import loop
 from nanochat.train.config import MidtrainConfig, SftConfig
 from nanochat.train.display import Display
 from nanochat.train.keeper import differences
+from nanochat.train.loss import loss_sum
 from nanochat.train.midtrain import midtrain
 from nanochat.train.pretrain import pretrain
 from nanochat.train.sft import sft
@@ -223,6 +228,29 @@ def test_a_damaged_checkpoint_is_passed_over(corpora: Corpora, tmp_path: Path) -
     assert measured(run(tmp_path / "halting", notes, {})) == measured(whole)
     assert any("step_000008 is passed over: " in line for line in notes.lines)
     assert any("going on after step 4 of 12" in line for line in notes.lines)
+
+
+@pytest.mark.req("EC-8", "FR-020", "FR-060")
+def test_numbers_that_break_send_it_back_to_its_checkpoint(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 7 and 8 are no numbers: back to step 4, and batches 4 to 7 are passed over."""
+    calls: list[int] = []
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        calls.append(1)
+        return loss_sum(model, batch) * (math.nan if len(calls) in (7, 8) else 1.0)
+
+    monkeypatch.setattr(loop, "loss_sum", loss)
+    run = runs(corpora)["pretrain"]
+    said = {"max_skips": 2, "eval_every": 0, "device_batch_rows": 4}
+    notes = Notes()
+    done = run(tmp_path, notes, said)
+    assert any("back to step 4, and batches 4 to 7 are passed over" in x for x in notes.lines)
+    state = json.loads((done.checkpoint / "state.json").read_text())["progress"]
+    assert state["skipped"] == [4, 5, 6, 7] and state["discarded"] == [6, 7]
+    assert [row[0] for row in measured(done)] == list(range(1, 13))
+    assert len(calls) == 12 + 4
 
 
 def test_differences() -> None:
