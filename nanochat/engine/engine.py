@@ -18,35 +18,32 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from nanochat.common.errors import EngineError, NanochatError, RequestTooLong
+from nanochat.common.errors import EngineError, NanochatError
+from nanochat.engine.admission import MAX_SLIDE_CONTEXTS, Admission
 from nanochat.engine.answer import Answer, Deliver
 from nanochat.engine.blocks import BLOCK_TOKENS, BlockPool
-from nanochat.engine.constraint import Constraint, JsonGrammar
 from nanochat.engine.faults import explained, overflowed
 from nanochat.engine.forward import FormatName, Forward
 from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
 from nanochat.engine.request import PromptLogprob, Request, TokenEvent
-from nanochat.engine.sampling import Chooser, sample
+from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of
 from nanochat.engine.sequence import Sequence as Row
 from nanochat.engine.steps import Fed, Scored, Steps
 from nanochat.engine.streams import TokenStream, hand_over
-from nanochat.engine.tools import ToolUse
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Engine", "EngineStats"]
 
-# karpathy/nanochat's rotary table ends at ten contexts; past it there is nothing to agree with.
-MAX_SLIDE_CONTEXTS = 10
 STEP_TOKENS = 512  # long enough for full matrices, short enough not to hold running rows up
 MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for keys and values
 
@@ -109,14 +106,12 @@ class Engine:
             step_tokens=max(step_tokens, max_rows + 1),
         )
         self.steps = Steps(self.forward, memory, self.scheduler)
-        self._special_tokens = frozenset(tokenizer.special_tokens.values())
+        self._admission = Admission(model.config, tokenizer, self.scheduler, self.forward.device)
         self._lock = threading.Lock()  # guards the next three
         self._active: dict[str, int] = {}  # answers that are not finished, by request
         self._arrived: deque[tuple[Answer | Scoring, int]] = deque()
         self._worker: threading.Thread | None = None
         self._cancelled: deque[str] = deque()
-        self._grammar: JsonGrammar | None = None  # made when it is first needed
-        self._grammar_lock = threading.Lock()
         # What follows belongs to the worker alone.
         self._jobs: dict[Row, Answer | Scoring] = {}
         self._prompt_logprobs: dict[Row, list[PromptLogprob]] = {}
@@ -198,7 +193,8 @@ class Engine:
         results: list[queue.SimpleQueue[Likelihood | Exception]] = []
         for tokens, place in texts:
             results.append(queue.SimpleQueue())
-            self._start(self._scoring(tokens, place, results[-1].put), scored_from=place)
+            scoring = self._admission.scoring(tokens, place, results[-1].put)
+            self._start(scoring, scored_from=place)
         found = [result.get() for result in results]
         if error := next((each for each in found if isinstance(each, Exception)), None):
             raise error
@@ -212,7 +208,7 @@ class Engine:
         Raises: RequestTooLong, TokenizerError for a token outside the vocabulary, EngineError for
                 an identifier that is in use; nothing is delivered then.
         """
-        answer = self._admit(request, deliver)
+        answer = self._admission.answer(request, deliver)
         asks = request.prompt_logprobs is not None
         self._start(answer, scored_from=1 if asks else 0, name=request.request_id)
 
@@ -233,71 +229,6 @@ class Engine:
                 worker.start()  # it waits for the lock
                 self._worker = worker
             self._arrived.append((job, scored_from))
-
-    def _admit(self, request: Request, deliver: Deliver) -> Answer:
-        request.check_vocabulary(self.config.vocab_size)
-        tokens = list(request.prompt_tokens) or [self.tokenizer.bos]
-        is_sliding = request.beyond_context == "slide"
-        longest = self.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
-        if len(tokens) + 1 > longest:
-            raise RequestTooLong(
-                f"the prompt has {len(tokens)} tokens but the context is {longest}, answer "
-                "included: shorten the prompt"
-            )
-        # What a tool says comes on top of what was asked for.
-        limit = longest if request.tools else len(tokens) + request.sampling.max_tokens
-        limit = min(longest, limit)
-        self.scheduler.check(limit)
-        asks = request.prompt_logprobs is not None
-        sequence = Row(request.request_id, tokens, limit, max_shared=0 if asks else None)
-        return self._answer(request, sequence, deliver, len(tokens))
-
-    def _answer(self, request: Request, sequence: Row, deliver: Deliver, num_prompt: int) -> Answer:
-        chooser = Chooser(
-            request.sampling,
-            sequence.tokens[:num_prompt],
-            vocab_size=self.config.vocab_size,
-            sample=sequence.sample,
-            device=self.forward.device,
-        )
-        return Answer(
-            request=request,
-            sequence=sequence,
-            deliver=deliver,
-            chooser=chooser,
-            decoder=self.tokenizer.stream_decoder(),
-            special_tokens=self._special_tokens,
-            num_prompt=num_prompt,
-            tools=ToolUse(self.tokenizer) if request.tools else None,
-            constraint=None if request.schema is None else self._constraint(request.schema),
-        )
-
-    def _constraint(self, schema: str) -> Constraint:
-        with self._grammar_lock:
-            if self._grammar is None:
-                end = self.tokenizer.special("<|assistant_end|>")
-                self._grammar = JsonGrammar(self.tokenizer, end)
-            return self._grammar.start(schema)
-
-    def _scoring(
-        self, tokens: Sequence[int], place: int, done: Callable[[Likelihood | Exception], None]
-    ) -> Scoring:
-        if not 1 <= place < len(tokens):
-            raise EngineError(
-                f"a text of {len(tokens)} tokens scored from place {place}: expected 1 to "
-                f"{len(tokens) - 1}"
-            )
-        name = f"score {id(done)}"
-        Request(request_id=name, prompt_tokens=tuple(tokens)).check_vocabulary(
-            self.config.vocab_size
-        )
-        if len(tokens) > self.context_len:
-            raise RequestTooLong(
-                f"the text has {len(tokens)} tokens but the context is {self.context_len}: "
-                "shorten it"
-            )
-        self.scheduler.check(len(tokens))
-        return Scoring(Row(name, list(tokens), len(tokens), max_shared=place - 1), done)
 
     # ------------------------------------------------------------------------ the worker
 
@@ -393,10 +324,7 @@ class Engine:
             return []
         fork = self.scheduler.fork(answer.sequence, request.num_samples)
         self.steps.copy(fork.copies)
-        children = [
-            self._answer(request, sequence, answer.deliver, answer.num_prompt)
-            for sequence in fork.children
-        ]
+        children = [self._admission.further(answer, sequence) for sequence in fork.children]
         self._jobs.update((child.sequence, child) for child in children)
         with self._lock:
             self._active[request.request_id] += len(children)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nanochat.checkpoint.resolve import load
 from nanochat.common.errors import EngineError, RequestTooLong, TokenizerError
-from nanochat.engine import engine as engine_module
+from nanochat.engine.admission import MAX_SLIDE_CONTEXTS
 from nanochat.engine.engine import Engine
 from nanochat.engine.request import NO_TOKEN, Request, TokenEvent
 from nanochat.model.gpt import GPT
@@ -201,7 +201,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(engine: Engine, 
     with pytest.raises(RequestTooLong, match="prompt has 96 tokens but the context is 96"):
         engine.generate([ask(random_tokens(5)), ask(random_tokens(CONTEXT_LEN))])
     assert tokens_of(engine.generate([ask(random_tokens(CONTEXT_LEN - 1))])[0])
-    too_long = random_tokens(CONTEXT_LEN * engine_module.MAX_SLIDE_CONTEXTS)
+    too_long = random_tokens(CONTEXT_LEN * MAX_SLIDE_CONTEXTS)
     with pytest.raises(RequestTooLong, match="prompt has 960 tokens"):
         engine.stream(ask(too_long, beyond_context="slide"))
 

@@ -1,0 +1,123 @@
+"""Requests -> answers that may begin.   in: Request   out: Answer, Scoring   who calls: engine.py
+
+All that can be wrong with a request is found here, before anything is queued; in any thread.
+Read next: answer.py, request.py (what is checked when a request is made).
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from nanochat.common.errors import EngineError, RequestTooLong
+from nanochat.engine.answer import Answer, Deliver
+from nanochat.engine.constraint import Constraint, JsonGrammar
+from nanochat.engine.request import Request
+from nanochat.engine.sampling import Chooser
+from nanochat.engine.scheduler import Scheduler
+from nanochat.engine.scoring import Likelihood, Scoring
+from nanochat.engine.sequence import Sequence as Row
+from nanochat.engine.tools import ToolUse
+from nanochat.model.config import GPTConfig
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["MAX_SLIDE_CONTEXTS", "Admission"]
+
+# karpathy/nanochat's rotary table ends at ten contexts; past it there is nothing to agree with.
+MAX_SLIDE_CONTEXTS = 10
+
+
+class Admission:
+    """Makes what an engine works on."""
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        device: torch.device,
+    ) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._scheduler, self._device = scheduler, device
+        self._special_tokens = frozenset(tokenizer.special_tokens.values())
+        self._grammar: JsonGrammar | None = None  # made when it is first needed
+        self._lock = threading.Lock()  # guards the grammar
+        self._numbers = itertools.count()
+
+    def answer(self, request: Request, deliver: Deliver) -> Answer:
+        """The first answer to a request.
+
+        Raises: TokenizerError for a token outside the vocabulary, RequestTooLong with the numbers,
+                ConfigError for a schema.
+        """
+        request.check_vocabulary(self._config.vocab_size)
+        tokens = list(request.prompt_tokens) or [self._tokenizer.bos]
+        is_sliding = request.beyond_context == "slide"
+        longest = self._config.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
+        if len(tokens) + 1 > longest:
+            raise RequestTooLong(
+                f"the prompt has {len(tokens)} tokens but the context is {longest}, answer "
+                "included: shorten the prompt"
+            )
+        # What a tool says comes on top of what was asked for.
+        limit = longest if request.tools else len(tokens) + request.sampling.max_tokens
+        limit = min(longest, limit)
+        self._scheduler.check(limit)
+        asks = request.prompt_logprobs is not None
+        sequence = Row(request.request_id, tokens, limit, max_shared=0 if asks else None)
+        return self._made(request, sequence, deliver, len(tokens))
+
+    def further(self, answer: Answer, sequence: Row) -> Answer:
+        """One more answer to the same prompt."""
+        return self._made(answer.request, sequence, answer.deliver, answer.num_prompt)
+
+    def scoring(
+        self, tokens: Sequence[int], place: int, done: Callable[[Likelihood | Exception], None]
+    ) -> Scoring:
+        """The likelihood of a text from a place on.
+
+        Raises: EngineError for a place that is not in the text, TokenizerError, RequestTooLong.
+        """
+        if not 1 <= place < len(tokens):
+            raise EngineError(
+                f"a text of {len(tokens)} tokens scored from place {place}: expected 1 to "
+                f"{len(tokens) - 1}"
+            )
+        request = Request(request_id=f"score {next(self._numbers)}", prompt_tokens=tuple(tokens))
+        request.check_vocabulary(self._config.vocab_size)
+        if len(tokens) > self._config.context_len:
+            raise RequestTooLong(
+                f"the text has {len(tokens)} tokens but the context is "
+                f"{self._config.context_len}: shorten it"
+            )
+        self._scheduler.check(len(tokens))
+        row = Row(request.request_id, list(tokens), len(tokens), max_shared=place - 1)
+        return Scoring(row, done)
+
+    def _made(self, request: Request, sequence: Row, deliver: Deliver, num_prompt: int) -> Answer:
+        chooser = Chooser(
+            request.sampling,
+            sequence.tokens[:num_prompt],
+            vocab_size=self._config.vocab_size,
+            sample=sequence.sample,
+            device=self._device,
+        )
+        return Answer(
+            request=request,
+            sequence=sequence,
+            deliver=deliver,
+            chooser=chooser,
+            decoder=self._tokenizer.stream_decoder(),
+            special_tokens=self._special_tokens,
+            num_prompt=num_prompt,
+            tools=ToolUse(self._tokenizer) if request.tools else None,
+            constraint=None if request.schema is None else self._constraint(request.schema),
+        )
+
+    def _constraint(self, schema: str) -> Constraint:
+        with self._lock:
+            if self._grammar is None:
+                end = self._tokenizer.special("<|assistant_end|>")
+                self._grammar = JsonGrammar(self._tokenizer, end)
+            return self._grammar.start(schema)
