@@ -1,0 +1,247 @@
+"""Verdicts -> how sure one may be.   in: counts, scores   out: intervals, p-values
+who calls: results.py, compare.py, report_eval.py   (imports no torch)
+
+    wilson           one share of right answers: 7 of 10 is 0.40 to 0.89
+    bootstrap_*      a mean, or a composite of many tasks (CORE, ChatCORE)
+    mcnemar          two models on the same questions, each right or wrong
+    paired_bootstrap two models on the same questions, a composite or scores between 0 and 1
+    holm             many p-values at once
+
+Drawing n of n values with replacement is one multinomial draw over the distinct values: of 14,042
+verdicts there are two, so a resample costs two numbers and not 14,042.  Equal seeds give equal
+intervals.
+Read next: compare.py, tests/twins/resampling.py (the same by drawing every value).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from nanochat.common.errors import EvalError
+
+__all__ = [
+    "Interval",
+    "PairedTest",
+    "ScoredTask",
+    "bootstrap_composite",
+    "bootstrap_mean",
+    "holm",
+    "mcnemar",
+    "paired_bootstrap",
+    "wilson",
+]
+
+NUM_RESAMPLES = 10_000  # the ends of a 95% interval move by about 1% of its width
+CHUNK_CELLS = 4_000_000  # 32 MB of counts at a time
+
+
+class Interval(NamedTuple):
+    """Where the true value lies, with the confidence that was asked for."""
+
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """Two models on the same questions."""
+
+    difference: float
+    """The second less the first."""
+    interval: Interval
+    """Of the difference."""
+    p_value: float
+    """How often a difference at least this large comes by chance where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTask:
+    """One task of a composite, as one model did it."""
+
+    scores: Sequence[float]
+    """One per question, 0 or 1 or between."""
+    baseline: float = 0.0
+    """What guessing gets, 0 to 1."""
+
+    @property
+    def centered(self) -> float:
+        """(mean - baseline) / (1 - baseline): 0 is guessing, 1 is all right."""
+        mean = math.fsum(self.scores) / len(self.scores)
+        return (mean - self.baseline) / (1 - self.baseline)
+
+
+def wilson(num_correct: int, count: int, confidence: float = 0.95) -> Interval:
+    """The interval of a share, sound for few questions and for shares of 0 and 1 too.
+
+    Raises: EvalError unless 0 <= num_correct <= count, count > 0, 0 < confidence < 1.
+    Source: E. B. Wilson, JASA 22 (1927), 209-212; without continuity correction.
+    """
+    if not 0 <= num_correct <= count or count < 1:
+        raise EvalError(
+            f"{num_correct} right of {count}: expected 0 to count, and at least one question"
+        )
+    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    share = num_correct / count
+    shrink = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / shrink
+    reach = z / shrink * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low = 0.0 if num_correct == 0 else middle - reach  # exactly, where rounding would miss them
+    high = 1.0 if num_correct == count else middle + reach
+    return Interval(low, high)
+
+
+def bootstrap_mean(
+    scores: Sequence[float],
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The percentile interval of a mean.
+
+    Raises: EvalError without scores.
+    """
+    means = _resampled_means(np.asarray(scores, np.float64)[:, None], num_resamples, seed)
+    return _percentiles(means[:, 0], confidence)
+
+
+def bootstrap_composite(
+    tasks: Sequence[ScoredTask],
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The percentile interval of the mean of centred accuracies; each task is resampled by itself.
+
+    It says how far other questions of the same kinds would have moved the number, with the tasks as
+    they are.
+    Raises: EvalError without tasks, or for one without scores.
+    """
+    _need(tasks)
+    total = np.zeros(num_resamples)
+    for index, task in enumerate(tasks):
+        columns = np.asarray(task.scores, np.float64)[:, None]
+        means = _resampled_means(columns, num_resamples, seed, index)[:, 0]
+        total += (means - task.baseline) / (1 - task.baseline)
+    return _percentiles(total / len(tasks), confidence)
+
+
+def mcnemar(num_only_first: int, num_only_second: int) -> float:
+    """The exact two-sided p-value of n questions that only one of two models got right.
+
+    Where the models are equally good each of those is a fair coin; questions that both or neither
+    got right say nothing.
+    Raises: EvalError for negative counts.
+    Source: Q. McNemar, Psychometrika 12 (1947), 153-157; the binomial form, not the chi-square.
+    """
+    if num_only_first < 0 or num_only_second < 0:
+        raise EvalError(f"{num_only_first} and {num_only_second} questions: expected none below 0")
+    tosses = num_only_first + num_only_second
+    ways, tail = 1, 0  # whole numbers: exact for any count
+    for heads in range(min(num_only_first, num_only_second) + 1):
+        tail += ways
+        ways = ways * (tosses - heads) // (heads + 1)
+    return min(1.0, 2 * tail / 2**tosses)
+
+
+def paired_bootstrap(
+    first: Sequence[ScoredTask],
+    second: Sequence[ScoredTask],
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> PairedTest:
+    """Two models on the same tasks and questions, in the same order: composite against composite.
+
+    A question is drawn for both models at once, so that what is hard for both cancels out.  The
+    p-value is two-sided: how often the resampled difference is at least as far from the measured
+    one as that is from 0 (never below 1 / (num_resamples + 1)).  One task alone is a list of one.
+    Raises: EvalError when tasks, numbers of questions or baselines differ, or there are none.
+    """
+    _need(first)
+    if len(first) != len(second):
+        raise EvalError(f"{len(first)} tasks against {len(second)}: expected the same tasks")
+    total, measured = np.zeros(num_resamples), 0.0
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        if len(one.scores) != len(other.scores) or one.baseline != other.baseline:
+            raise EvalError(
+                f"task {index} has {len(one.scores)} questions and baseline {one.baseline} against "
+                f"{len(other.scores)} and {other.baseline}: expected the same questions"
+            )
+        gains = np.asarray(other.scores, np.float64) - np.asarray(one.scores, np.float64)
+        means = _resampled_means(gains[:, None], num_resamples, seed, index)[:, 0]
+        total += means / (1 - one.baseline)
+        measured += math.fsum(gains) / len(gains) / (1 - one.baseline)
+    total, measured = total / len(first), measured / len(first)
+    # The slack keeps sums of equal terms in another order from counting as smaller.
+    num_as_far = int(np.sum(np.abs(total - measured) >= abs(measured) - 1e-12))
+    p_value = 1.0 if measured == 0 else (num_as_far + 1) / (num_resamples + 1)
+    return PairedTest(measured, _percentiles(total, confidence), min(1.0, p_value))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value corrected for how many there are, in the order given.
+
+    Calling real what is then at most alpha is wrong anywhere with a probability of at most alpha,
+    whatever depends on what.
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = largest
+    return corrected
+
+
+# ---------------------------------------------------------------------------------- resampling
+
+
+def _resampled_means(
+    rows: "np.ndarray", num_resamples: int, seed: int, stream: int = 0
+) -> "np.ndarray":
+    """The mean of each column in `num_resamples` draws of all rows with replacement.
+
+    Shapes: rows (n, columns) -> (num_resamples, columns).
+    """
+    if not len(rows) or not np.isfinite(rows).all():
+        raise EvalError(
+            f"{len(rows)} scores to resample: expected at least one, and only finite numbers"
+        )
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    rng = np.random.default_rng([seed, stream])
+    shares = counts / counts.sum()
+    return np.concatenate(
+        [
+            rng.multinomial(len(rows), shares, size=size) @ distinct / len(rows)
+            for size in _chunks(num_resamples, len(distinct))
+        ]
+    )
+
+
+def _chunks(num_resamples: int, num_cells: int) -> Iterator[int]:
+    size = max(1, CHUNK_CELLS // num_cells)
+    for start in range(0, num_resamples, size):
+        yield min(size, num_resamples - start)
+
+
+def _percentiles(values: "np.ndarray", confidence: float) -> Interval:
+    tail = 50 * (1 - _checked(confidence))
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise EvalError(f"confidence is {confidence}, expected more than 0 and less than 1")
+    return confidence
+
+
+def _need(tasks: Sequence[ScoredTask]) -> None:
+    if not tasks:
+        raise EvalError("a composite of no tasks: expected at least one")
