@@ -25,6 +25,7 @@ __all__ = [
     "compute_dtype",
     "cpu_flags",
     "find_compiler",
+    "is_out_of_memory",
     "keep_freed_memory",
     "machine_name",
     "peak_flops",
@@ -177,3 +178,14 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what a computation lacked.
+
+    CUDA has an exception of its own; the CPU's and MPS's allocators only have words.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text

@@ -29,10 +29,11 @@ from nanochat.common.errors import EngineError, NanochatError
 from nanochat.engine.admission import MAX_SLIDE_CONTEXTS, Admission
 from nanochat.engine.answer import Answer, Deliver
 from nanochat.engine.blocks import BLOCK_TOKENS, BlockPool
-from nanochat.engine.faults import explained, overflowed
+from nanochat.engine.faults import Load, explained, overflowed
 from nanochat.engine.forward import FormatName, Forward
+from nanochat.engine.groups import Group, TextScore, score_groups
 from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
-from nanochat.engine.request import PromptLogprob, Request, TokenEvent
+from nanochat.engine.request import BeyondContext, PromptLogprob, Request, TokenEvent
 from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of
@@ -199,6 +200,20 @@ class Engine:
         if error := next((each for each in found if isinstance(each, Exception)), None):
             raise error
         return [each for each in found if isinstance(each, Likelihood)]
+
+    def score_groups(
+        self, groups: Sequence[Group], *, beyond_context: BeyondContext = "refuse"
+    ) -> list[list[TextScore]]:
+        """How likely the tokens from a place on are, for each (tokens, place) of every group, and
+        which would have been likelier.
+
+        For many texts and nobody waiting: computed at once in the caller's thread, what the texts
+        of a group begin with once.
+        Raises: RequestTooLong, TokenizerError; EngineError for a place that is not in the text.
+        """
+        for group in groups:
+            self._admission.group(group, beyond_context)
+        return score_groups(self.forward, groups)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Have the events of a request delivered: the last of every answer has a finish_reason, or
@@ -393,9 +408,15 @@ class Engine:
         logger.error("a step of the engine failed", exc_info=error)
         jobs = list(self._jobs.values())
         broken = [job for job in jobs if job.sequence.state == "running"] or jobs[:1]
+        load = Load(
+            len(broken),
+            sum(len(job.sequence.tokens) for job in broken),
+            self.steps.memory.num_bytes,
+            str(self.forward.device),
+        )
         for job in broken:
             if job.sequence in self._jobs:  # not ended with another answer to its prompt
-                self._break(job, explained(error))
+                self._break(job, explained(error, load))
 
     def _num_blocks(self, memory_bytes: int | None, step_tokens: int) -> dict[Window, int]:
         """Blocks of every window: as many as all rows can need, if memory allows."""

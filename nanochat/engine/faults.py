@@ -4,12 +4,31 @@ who calls: engine.py
 Read next: engine.py.
 """
 
-import torch
+from typing import NamedTuple
 
+from nanochat.common.device import is_out_of_memory
 from nanochat.common.errors import EngineError, NanochatError
 from nanochat.engine.answer import Answer
 
-__all__ = ["explained", "overflowed"]
+__all__ = ["Load", "explained", "overflowed"]
+
+
+class Load(NamedTuple):
+    """What an engine held when a step broke."""
+
+    num_rows: int
+    num_tokens: int
+    """Of prompts and answers together."""
+    kv_bytes: int
+    """Reserved for keys and values."""
+    device: str
+
+    def __str__(self) -> str:
+        rows = "answer" if self.num_rows == 1 else "answers"
+        return (
+            f"{self.num_rows} {rows} of {self.num_tokens:,} tokens on {self.device}, "
+            f"{self.kv_bytes / 2**30:.2f} GiB kept for keys and values"
+        )
 
 
 def overflowed(answer: Answer) -> EngineError:
@@ -20,11 +39,14 @@ def overflowed(answer: Answer) -> EngineError:
     )
 
 
-def explained(error: Exception) -> NanochatError:
+def explained(error: Exception, load: Load) -> NanochatError:
     """Any exception, in words for who asked."""
     if isinstance(error, NanochatError):
         return error
     text = " ".join(str(error).split())[:200]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        return EngineError(f"out of memory ({text}): ask for fewer tokens or fewer answers at once")
+    if is_out_of_memory(error):
+        return EngineError(
+            f"out of memory: {load} ({text}): ask for fewer answers at once, or start with a "
+            "smaller --kv-memory"
+        )
     return EngineError(f"the engine failed ({type(error).__name__}: {text}); other requests go on")

@@ -155,10 +155,9 @@ class Optimizer:
         self._has_grad = dict.fromkeys(self._parameters, False)
         self._width_scale = (model.config.model_dim / WIDTH_OF_RATES) ** -0.5
         compute_dtype = compute_dtype or model.embedding.weight.dtype
+        # In float32 runs V3 and V4 round inside of muon_update.
         is_narrow = compute_dtype in (torch.bfloat16, torch.float16)
-        self._muon_dtype = (
-            torch.bfloat16 if is_narrow or recipe.muon.always_bfloat16 else compute_dtype
-        )
+        self._muon_dtype = torch.bfloat16 if is_narrow else compute_dtype
         self._muon = [_MuonGroup(names, self._parameters) for names in self._matrices_by_shape()]
         for group in self._muon:
             self._masters.update(group.weights_by_name())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanochat.batches.batch import Batch, micro_batches
+from nanochat.common.device import is_out_of_memory
 from nanochat.common.dist import World
 from nanochat.common.errors import TrainingError
 from nanochat.model.gpt import GPT
@@ -86,7 +87,7 @@ class Stepper:
             try:
                 loss = self._loss_in_parts(batch, num_targets)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failure = error
             # One rank without memory is enough: all take the same, smaller parts.
@@ -118,11 +119,3 @@ class Stepper:
                 f"{self._device} ({failure or 'on another rank'}): lower --context-len or --depth"
             ) from failure
         self.device_rows //= 2
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU's and MPS's allocators only have words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text

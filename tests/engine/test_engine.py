@@ -323,7 +323,11 @@ def broken_steps(engine: Engine, errors: list[Exception | None]) -> Callable[...
     ("error", "message"),
     [
         (RuntimeError("kernel"), r"the engine failed \(RuntimeError: kernel\)"),
-        (MemoryError("no room"), r"out of memory \(no room\): ask for fewer"),
+        (
+            MemoryError("no room"),
+            r"out of memory: 1 answer of \d+ tokens on cpu, 0\.\d+ GiB kept for keys and values "
+            r"\(no room\): ask for fewer answers at once, or start with a smaller --kv-memory",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
         (EngineError("plain words"), "^plain words$"),
     ],

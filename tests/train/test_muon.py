@@ -12,6 +12,7 @@ from nanochat.train.muon import (
     equilibrate,
     muon_update,
     polar_express,
+    polar_express_rounded,
     reduce_variance,
 )
 from nanochat.train.optim import RECIPES
@@ -52,6 +53,20 @@ def test_stacked_equals_one_at_a_time(shape: tuple[int, int], generation: str) -
     for index in range(3):
         expected = orthogonalized(x_MRC[index], twin, None)
         torch.testing.assert_close(ours[index], expected, atol=DOUBLE_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 48), (48, 16)])
+@pytest.mark.req("FR-017")
+def test_rounded_is_the_iteration_in_bfloat16(shape: tuple[int, int]) -> None:
+    """Five iterations with a last bit of 2^-8 each: within 10% of PyTorch's bfloat16, every number
+    one of bfloat16's, and not those of float32."""
+    x_MRC = randn(3, *shape).float()
+    rounded = polar_express_rounded(x_MRC, 1.01)
+    narrow = polar_express(x_MRC.bfloat16(), 1.01).float()
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert (rounded - narrow).norm() <= 0.1 * narrow.norm()
+    exact = polar_express(x_MRC, 1.01)
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.1
 
 
 def test_rows_get_equal_norms_and_the_whole_keeps_its_own() -> None:

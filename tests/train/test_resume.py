@@ -120,16 +120,19 @@ def test_thirty_steps_of_v5(v5_file: Path, rows_at_once: int) -> None:
 def test_thirty_steps_of_the_shared_figures(
     generation: Generation, tolerance: float, shared_dir: Path
 ) -> None:
-    """V3 and V4 orthogonalise in bfloat16 whatever the rest is computed in, and the last bits of
-    a bfloat16 product are the CPU's own: karpathy/nanochat's own code at 2f09686, run again on
-    another machine, is 2.4e-5 (compiled) to 3.8e-5 (plain) away from its own figures; this code
-    2.7e-5 (V3) and 5.1e-5 (V4).  What is exact is below: one update against the slow twin."""
+    """V3 and V4 orthogonalise in bfloat16 whatever the rest is computed in.  The first five losses
+    are within 1e-5 all the same; then a last bit here and there, which the order of a sum decides,
+    has grown: six equally right orders of this code end 1.8e-5 to 4.2e-5 away on one machine, and
+    karpathy/nanochat's own code at 2f09686, run on another machine than its figures, 2.4e-5
+    (compiled) to 3.8e-5 (plain).  What is exact is below: one update against the slow twin."""
     figures = from_shared(shared_dir, generation)
     path = shared_dir / "parity" / FOLDERS[generation] / "base/base_checkpoints/d4"
     files = find_files(path)
     assert files is not None and files.optimizer is not None
     state = load_optimizer(files.optimizer, figures.weights)
-    assert furthest(losses_of(figures, state), figures) <= tolerance
+    losses = losses_of(figures, state)
+    assert furthest(losses[:5], figures) <= RESUME_RTOL
+    assert furthest(losses, figures) <= tolerance
 
 
 @pytest.mark.req("FR-017")
