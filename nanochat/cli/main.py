@@ -65,6 +65,7 @@ VERBS = (
     Verb("verify", "models on the disk", "check every file of a model and what is in it"),
     Verb("import", "models on the disk", "a run of karpathy/nanochat's or Hugging Face's files"),
     Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
+    Verb("compare", "measuring", "which differences between evaluations are real"),
     Verb("bench decode", "measuring", "decoding speed, beside karpathy/nanochat's and llama.cpp's"),
     Verb(
         "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"

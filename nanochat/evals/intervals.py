@@ -5,6 +5,7 @@ who calls: results.py, compare.py, report_eval.py   (imports no torch)
     bootstrap_*      a mean, or a composite of many tasks (CORE, ChatCORE)
     mcnemar          two models on the same questions, each right or wrong
     paired_bootstrap two models on the same questions, a composite or scores between 0 and 1
+    paired_ratio     two models on the same documents: bits over bytes
     holm             many p-values at once
 
 Drawing n of n values with replacement is one multinomial draw over the distinct values: of 14,042
@@ -32,6 +33,7 @@ __all__ = [
     "holm",
     "mcnemar",
     "paired_bootstrap",
+    "paired_ratio",
     "wilson",
 ]
 
@@ -177,11 +179,32 @@ def paired_bootstrap(
         means = _resampled_means(gains[:, None], num_resamples, seed, index)[:, 0]
         total += means / (1 - one.baseline)
         measured += math.fsum(gains) / len(gains) / (1 - one.baseline)
-    total, measured = total / len(first), measured / len(first)
-    # The slack keeps sums of equal terms in another order from counting as smaller.
-    num_as_far = int(np.sum(np.abs(total - measured) >= abs(measured) - 1e-12))
-    p_value = 1.0 if measured == 0 else (num_as_far + 1) / (num_resamples + 1)
-    return PairedTest(measured, _percentiles(total, confidence), min(1.0, p_value))
+    return _paired_test(measured / len(first), total / len(first), confidence)
+
+
+def paired_ratio(
+    first: Sequence[float],
+    second: Sequence[float],
+    sizes: Sequence[float],
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> PairedTest:
+    """Sums over sums: bits of two models over the bytes of the same documents.
+
+    Raises: EvalError when there are not as many of each, or no document has a size.
+    """
+    if not len(first) == len(second) == len(sizes) or math.fsum(sizes) <= 0:
+        raise EvalError(
+            f"{len(first)} and {len(second)} sums over {len(sizes)} sizes adding up to "
+            f"{math.fsum(sizes)}: expected as many of each, and sizes above 0"
+        )
+    gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    rows = np.column_stack([gains, np.asarray(sizes, np.float64)])
+    means = _resampled_means(rows, num_resamples, seed)
+    ratios = means[:, 0] / np.maximum(means[:, 1], np.finfo(np.float64).tiny)
+    return _paired_test(math.fsum(gains) / math.fsum(sizes), ratios, confidence)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -228,6 +251,13 @@ def _chunks(num_resamples: int, num_cells: int) -> Iterator[int]:
     size = max(1, CHUNK_CELLS // num_cells)
     for start in range(0, num_resamples, size):
         yield min(size, num_resamples - start)
+
+
+def _paired_test(measured: float, resampled: "np.ndarray", confidence: float) -> PairedTest:
+    # The slack keeps sums of equal terms in another order from counting as smaller.
+    num_as_far = int(np.sum(np.abs(resampled - measured) >= abs(measured) - 1e-12))
+    p_value = 1.0 if measured == 0 else (num_as_far + 1) / (len(resampled) + 1)
+    return PairedTest(measured, _percentiles(resampled, confidence), p_value)
 
 
 def _percentiles(values: "np.ndarray", confidence: float) -> Interval:

@@ -19,6 +19,7 @@ from nanochat.evals.intervals import (
     holm,
     mcnemar,
     paired_bootstrap,
+    paired_ratio,
     wilson,
 )
 from tests.twins.resampling import composite_resamples, exact_bootstrap, sign_test
@@ -169,6 +170,20 @@ def test_a_paired_test_of_one_task_agrees_with_mcnemar() -> None:
     assert p_value == pytest.approx(mcnemar(12, 24), abs=0.02)
 
 
+def test_bits_over_bytes() -> None:
+    sizes = [float(100 + index) for index in range(50)]
+    first = [size * (1.0 + 0.01 * (index % 7)) for index, size in enumerate(sizes)]
+    second = [bits * 0.98 + (index % 3) for index, bits in enumerate(first)]
+    test = paired_ratio(first, second, sizes)
+    assert test.difference == pytest.approx((sum(second) - sum(first)) / sum(sizes))
+    assert test.interval.low < test.difference < test.interval.high < 0
+    assert test.p_value < 0.01
+    equal = [1.0] * 4
+    ratio = paired_ratio([1.0, 0.0, 1.0, 0.0], equal, [2.0] * 4)
+    assert ratio.difference == 0.25
+    assert ratio.interval == pytest.approx([end / 2 for end in bootstrap_mean([0, 1, 0, 1])])
+
+
 def test_where_nothing_differs_few_tests_say_so() -> None:
     """300 pairs of equally good models on two tasks: about 5% below 0.05."""
     rng = random.Random(4)
@@ -213,6 +228,7 @@ def test_holm_never_makes_anything_surer(values: list[float]) -> None:
             lambda: paired_bootstrap([ScoredTask([1.0])], [ScoredTask([1.0, 0.0])]),
             "1 questions and baseline 0.0 against 2",
         ),
+        (lambda: paired_ratio([1.0], [1.0], []), "1 and 1 sums over 0 sizes"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(call: "object", message: str) -> None:

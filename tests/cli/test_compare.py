@@ -1,0 +1,89 @@
+"""nanochat compare: a table, JSON, exit codes for CI, and where results are looked for."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nanochat.cli.compare import find_results
+from nanochat.cli.main import main
+from nanochat.common.errors import CheckpointError
+from nanochat.evals.results import EvalResult, write_results
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.cli.models import save_model
+from tests.evals.makers import make_result
+
+pytestmark = pytest.mark.req("US-4", "FR-043")
+
+RIGHT = [1.0] * 60 + [0.0] * 40
+BETTER = [1.0] * 80 + [0.0] * 20
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """Results of a model and of a better one."""
+    return written(tmp_path / "a", make_result("old", {"arc": RIGHT})), written(
+        tmp_path / "b", make_result("new", {"arc": BETTER})
+    )
+
+
+def written(directory: Path, result: EvalResult) -> str:
+    write_results(directory, result)
+    return str(directory)
+
+
+def test_a_table(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *two]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"A  old   {two[0]}" and lines[1] == f"B  new   {two[1]}"
+    assert lines[3].split()[:5] == ["n", "A", "B", "B", "-"]
+    assert lines[5].startswith("arc ")
+    for word in ("0.6000", "0.8000", "+0.2000 (+20 -0)", "0.0000", "better"):
+        assert word in lines[5]
+    assert "Holm's correction over 1 task, and over 1 composite." in lines[-2]
+
+
+def test_json_and_exit_codes(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = two
+    assert main(["compare", a, b, "--fail-if-worse", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["is_worse"] is False and found["alpha"] == 0.05
+    assert found["comparisons"][0]["tasks"]["arc"]["verdict"] == "better"
+    assert main(["compare", b, f"{a}/summary.json", "--fail-if-worse"]) == 1
+    captured = capsys.readouterr()
+    assert "worse than new in core_21_no_coqa_v1, arc (p by Holm at most 0.05)" in captured.err
+    assert main(["compare", b, a]) == 0
+    assert main(["compare", b, a, "--fail-if-worse", "--alpha", "1e-7"]) == 0
+    assert main(["compare", a, a, a, "--fail-if-worse"]) == 0
+    assert "C  old" in capsys.readouterr().out
+
+
+def test_what_is_refused(
+    two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = written(tmp_path / "c", make_result("c", {"arc": RIGHT[:30]}, limit=30))
+    assert main(["compare", two[0], limited]) == 2
+    error = capsys.readouterr().err
+    assert "limit None against 30; arc.samples 100 against 30" in error
+    assert main(["compare", two[0], limited, "--allow-changed"]) == 0
+    assert "changed: limit None against 30" in capsys.readouterr().out
+    assert main(["compare", two[0]]) == 2
+    assert "1 result given, expected two or more" in capsys.readouterr().err
+    assert main(["compare", *two, "--alpha", "0"]) == 2
+    (tmp_path / "b" / "samples.jsonl").write_text("{}\n")
+    assert main(["compare", *two]) == 2
+    assert "samples.jsonl, line 1" in capsys.readouterr().err
+
+
+def test_the_newest_results_of_a_model(home: Path, tiny_tokenizer: Tokenizer) -> None:
+    save_model(home, tiny_tokenizer)
+    with pytest.raises(CheckpointError, match="tiny has no results in .*: nanochat eval tiny"):
+        find_results("tiny", home)
+    evals = home / "runs" / "tiny" / "sft" / "evals"
+    for index, name in enumerate(("step_000003-b", "step_000003-a", "step_000009")):
+        written(evals / name, make_result("x", {"arc": RIGHT}))
+        os.utime(evals / name / "summary.json", (index, index))
+    assert find_results("tiny", home) == evals / "step_000009"
+    assert find_results("tiny/sft@3", home) == evals / "step_000003-a"
+    assert find_results(str(evals / "step_000003-b" / "samples.jsonl")).name == "step_000003-b"
