@@ -5,8 +5,11 @@ who calls: loop.py through the stages, cli
 Read next: loop.py.
 """
 
+import contextlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -31,10 +34,24 @@ class Display:
         self._log_every = log_every
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._log: TextIO | None = None
+
+    @contextlib.contextmanager
+    def logging_to(self, path: Path) -> Iterator[None]:
+        """Every line meanwhile is added to a file too, with its time, and so is what ends it."""
+        with path.open("a", buffering=1, encoding="utf-8") as self._log:
+            try:
+                yield
+            except BaseException as error:
+                self._write(f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                self._log = None
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(text, markup=False)
+        self._write(text)
 
     def start(self, stage: str, num_steps: int) -> None:
         """A stage begins."""
@@ -54,14 +71,22 @@ class Display:
         step = int(metrics["step"])
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step, line=_line(metrics, self._num_steps))
-        elif step % self._log_every == 0 or step in (1, self._num_steps):
-            self.note(f"{self._stage} {_line(metrics, self._num_steps)}")
+        if step % self._log_every == 0 or step in (1, self._num_steps):
+            line = f"{self._stage} {_line(metrics, self._num_steps)}"
+            if self._progress is None:
+                self.note(line)
+            else:
+                self._write(line)
 
     def stop(self) -> None:
         """The stage is over; the live line goes."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
 
 def format_duration(seconds: float) -> str:

@@ -113,9 +113,16 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
 
 
 def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finished:
-    """Train and save, from where an earlier part of the run has come to."""
-    world, plan = current_world(), work.plan
+    """Train and save, from where an earlier part of the run has come to; log.txt is added to."""
     directory = open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
+    if not current_world().is_first:
+        return _train(config, work, directory, display)
+    with display.logging_to(directory / "log.txt"):
+        return _train(config, work, directory, display)
+
+
+def _train(config: StageConfig, work: StageWork, directory: Path, display: Display) -> Finished:
+    world, plan = current_world(), work.plan
     retention = Retention(keep_last=config.keep_last, keep_every=config.keep_every)
     keeper = RunKeeper(
         directory=directory,

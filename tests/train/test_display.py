@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,24 @@ def test_the_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.req("FR-025")
+def test_lines_are_kept_in_a_file_too(tmp_path: Path) -> None:
+    """Whatever the terminal shows, and what ended the stage as well; a second part is added."""
+    path = tmp_path / "log.txt"
+    for text in (io.StringIO(), Terminal()):
+        display = Display(stream=text, log_every=2)
+        with display.logging_to(path):
+            display.note("the plan")
+            display.start("sft", 5)
+            for step in range(1, 6):
+                display.step(row(step))
+            display.stop()
+        display.note("not in it")
+    with pytest.raises(OSError), display.logging_to(path):
+        raise OSError("disk full")
+    lines = [line.split("  ")[1:3] for line in path.read_text().splitlines()]
+    part = [["the plan"], *(["sft step " + f"{step}/5", "loss 3.1416"] for step in (1, 2, 4, 5))]
+    assert lines == [*part, *part, ["OSError: disk full"]]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  the plan\n", path.read_text())

@@ -129,6 +129,7 @@ def test_the_run_directory(story: Story) -> None:
         assert sorted(path.name for path in stage.iterdir()) == [
             "checkpoints",
             "config.json",
+            "log.txt",
             "metrics.jsonl",
             "plan.json",
         ]
