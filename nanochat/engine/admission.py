@@ -13,7 +13,8 @@ import torch
 from nanochat.common.errors import EngineError, RequestTooLong
 from nanochat.engine.answer import Answer, Deliver
 from nanochat.engine.constraint import Constraint, JsonGrammar
-from nanochat.engine.request import Request
+from nanochat.engine.groups import Group
+from nanochat.engine.request import BeyondContext, Request
 from nanochat.engine.sampling import Chooser
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring
@@ -85,15 +86,43 @@ class Admission:
                 f"{len(tokens) - 1}"
             )
         request = Request(request_id=f"score {next(self._numbers)}", prompt_tokens=tuple(tokens))
-        request.check_vocabulary(self._config.vocab_size)
-        if len(tokens) > self._config.context_len:
-            raise RequestTooLong(
-                f"the text has {len(tokens)} tokens but the context is "
-                f"{self._config.context_len}: shorten it"
-            )
+        self.check_text(request)
         self._scheduler.check(len(tokens))
         row = Row(request.request_id, list(tokens), len(tokens), max_shared=place - 1)
         return Scoring(row, done)
+
+    def group(self, group: Group, beyond_context: BeyondContext) -> None:
+        """Whether all texts of a group can be scored.
+
+        Raises: as `scoring`; a place may be a text's end, which scores nothing.
+        """
+        for tokens, place in group:
+            if len(tokens) < 2 or not 1 <= place <= len(tokens):
+                raise EngineError(
+                    f"a text of {len(tokens)} tokens scored from place {place}: expected at least "
+                    "2 tokens, and 1 to their number"
+                )
+            self.check_text(
+                Request(
+                    request_id="group",
+                    prompt_tokens=tuple(tokens),
+                    beyond_context=beyond_context,
+                )
+            )
+
+    def check_text(self, request: Request) -> None:
+        """Whether a text is of this vocabulary and within reach.
+
+        Raises: TokenizerError, RequestTooLong.
+        """
+        request.check_vocabulary(self._config.vocab_size)
+        is_sliding = request.beyond_context == "slide"
+        longest = self._config.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
+        if len(request.prompt_tokens) > longest:
+            raise RequestTooLong(
+                f"the text has {len(request.prompt_tokens)} tokens but the context is {longest}: "
+                "shorten it"
+            )
 
     def _made(self, request: Request, sequence: Row, deliver: Deliver, num_prompt: int) -> Answer:
         chooser = Chooser(

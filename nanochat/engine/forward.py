@@ -31,12 +31,12 @@ from nanochat.engine.weights import fuse
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import RotaryTable
 
-__all__ = ["FormatName", "Forward", "Piece", "Tables"]
+__all__ = ["Attend", "FormatName", "Forward", "Piece", "Tables"]
 
 FormatName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Tables = Mapping[Window, Table]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_NHE, k_NKE, v_NKE) -> y_NR: writes the keys and values, and reads what is seen."""
+"""(layer, q_NHE, k_NKE, v_NKE) -> y_NR: keeps keys and values if need be, reads what is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Forward:
             round_to_bfloat16=config.rope_dtype == "bfloat16",
         )
         self._rotation_SE = self._rotation(0)
-        self._scale = config.qk_scale**2 * config.head_dim**-0.5
+        self.scale = config.qk_scale**2 * config.head_dim**-0.5
+        """What products of queries and keys are multiplied by."""
         self._eps = torch.tensor(config.norm_eps, device=self.device)
         is_narrow = self.format in ("bfloat16", "int4")
         self._activation_dtype = torch.bfloat16 if is_narrow else torch.float32
@@ -129,13 +130,13 @@ class Forward:
                 k_KSE, v_KSE = memory.gather(layer, runs_of(piece.tables[window], first, stop))
                 y = attend_piece(
                     q_KNGE[:, begin:end], k_KSE, v_KSE,
-                    start=piece.start, first=first, window=window, scale=self._scale,
+                    start=piece.start, first=first, window=window, scale=self.scale,
                 )  # fmt: skip
                 parts.append(y.transpose(0, 1).reshape(end - begin, -1))
                 begin = end
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-        hidden_ND = self._run(tokens, previous, positions, attend)
+        hidden_ND = self.trunk(tokens, previous, positions, attend)
         if not last_only:
             return hidden_ND
         ends = torch.tensor([len(piece.tokens) for piece in pieces]).cumsum(0) - 1
@@ -182,7 +183,7 @@ class Forward:
             rotation_BE=self._rotation(max(positions_B)).index_select(0, positions),
             slots=dict(zip(runs, slots, strict=True)),
         )
-        windows, scale = self.config.windows, self._scale
+        windows, scale = self.config.windows, self.scale
 
         def read_memory(layer: int, q_BKGE: Tensor) -> Tensor:
             if num_rows == 1:
@@ -213,7 +214,7 @@ class Forward:
                 self.weights,
                 memory,
                 activation_dtype=self._activation_dtype,
-                scale=self._scale,
+                scale=self.scale,
                 capture=capture_for(self.device),
             )
         none = self.config.padded_vocab_size
@@ -230,14 +231,20 @@ class Forward:
 
     # ------------------------------------------------------------------------------- trunk
 
-    def _run(
+    @torch.inference_mode()
+    def trunk(
         self,
         tokens: Sequence[int],
         previous: Sequence[int],
         positions: Sequence[int],
         attend: Attend,
+        wanted_W: Tensor | None = None,
     ) -> Tensor:
-        """All blocks.   Shapes: N tokens -> hidden_ND in float32, normed."""
+        """All blocks; with `wanted_W` only these rows come out, and what the last block computes
+        for the others is left out: there `attend` returns these rows alone.
+
+        Shapes: N tokens -> hidden_ND (or hidden_WD) in float32, normed.
+        """
         config, weights = self.config, self.weights
         N, H, K, E = len(tokens), config.num_heads, config.num_kv_heads, config.head_dim
         q_width, v_start = (H + K) * E, (H + 2 * K) * E
@@ -261,6 +268,9 @@ class Forward:
                 gate_NK1 = torch.sigmoid(qkv_NC[:, v_start : v_start + K])[..., None]
                 v_NKE = torch.addcmul(v_NKE, gate_NK1, values_NLKE[:, layer.value_table])
             y_NR = attend(index, qk_NHE[:, :H], qk_NHE[:, H:], v_NKE)
+            if wanted_W is not None and index == config.num_layers - 1:
+                x_ND, bucket = x_ND[wanted_W], bucket_of(wanted_W.numel())
+                middle_ND = None if middle_ND is None else middle_ND[wanted_W]
             x_ND.add_(layer.output.by_bucket[bucket](y_NR))
             u_NF = layer.expand.by_bucket[bucket](x_ND * self._inverse_rms(x_ND))
             x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF)))

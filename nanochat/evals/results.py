@@ -37,6 +37,7 @@ __all__ = [
 
 SUMMARY_FILE, SAMPLES_FILE = "summary.json", "samples.jsonl"
 FORMAT_VERSION = 1
+ALWAYS_TOLD = ("task", "sample_id", "prompt", "gold", "output", "is_correct", "score")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +71,10 @@ class SampleRecord:
             "extra": dict(sample.extra),
             "details": _plain(verdict.details),
         }
-        optional = ("choices", "ending", "choice_logprobs", "choice_tokens", "explanation")
-        optional += ("outputs", "scores", "extra", "details", "choice")
         return {
             key: value
             for key, value in record.items()
-            if key not in optional or value not in ([], "", {}, None)
+            if key in ALWAYS_TOLD or value not in ([], "", {}, None)
         }
 
     @classmethod

@@ -83,8 +83,14 @@ Judge = Callable[[Sample, str], Judgement]
 class Source(Protocol):
     """Where a task finds its files; data.py has it."""
 
-    def rows(self, path: str, *, limit: int | None = None, seed: int | None = None) -> list[Any]:
-        """The rows of a JSONL file, in an order that the seed decides (None: the file's own)."""
+    def rows(
+        self,
+        path: str,
+        *,
+        limit: int | None = None,
+        order: Callable[[int], Sequence[int]] | None = None,
+    ) -> list[Any]:
+        """The first rows of a JSONL file, in this order (None: the file's own); see data.Row."""
 
     def words(self, path: str) -> list[str]:
         """The lines of a text file that are not empty, stripped."""

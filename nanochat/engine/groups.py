@@ -1,0 +1,283 @@
+"""Texts that begin alike -> how likely they are.   in: groups of texts   out: TextScore
+who calls: engine.py (score_groups)
+
+What the texts of a group share is computed once, and groups are laid end to end, so that no matrix
+is padded and none is small.  Nothing is kept: there are no blocks of memory, nothing is scheduled.
+The last token of a text is never fed, and the last layer computes only what is asked about: the
+likelihood of one token after a prompt costs less than the prompt's own forward pass.
+Read next: forward.py (trunk), attend.py; scoring.py (the same beside running requests).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanochat.engine.attend import attend_piece
+from nanochat.engine.forward import Forward
+from nanochat.engine.kvmemory import Window
+from nanochat.engine.request import NO_TOKEN
+
+__all__ = ["Group", "TextScore", "score_groups"]
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # on a CPU what its caches hold
+SCORED_AT_ONCE = 256  # rows of logits: 32 MiB at a vocabulary of 32,768
+
+Group = Sequence[tuple[Sequence[int], int]]
+"""(tokens, place of the first token that is scored) of texts that begin alike."""
+
+
+class TextScore(NamedTuple):
+    """How likely the last tokens of a text are, each after all before it."""
+
+    logprobs: list[float]
+    best: list[int]
+    """The likeliest token in the place of each."""
+    margins: list[float]
+    """By how much it is likelier than the second, in nats."""
+
+
+@dataclass(eq=False, slots=True)
+class _Laid:
+    """One group as rows: the stem, then what each distinct text has beyond it."""
+
+    texts: list[tuple[tuple[int, ...], int]]
+    num_stem: int
+    offsets: list[int]
+    """The row of each text's first token beyond the stem."""
+    num_rows: int
+    wanted: list[int]
+    """Rows whose logits are needed, rising."""
+    masks: dict[tuple[Window, bool], Tensor] = field(default_factory=dict)
+
+    def row(self, text: int, position: int) -> int:
+        """Where a text's token lies."""
+        if position < self.num_stem:
+            return position
+        return self.offsets[text] + position - self.num_stem
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """(token, the one before it, position) of every row."""
+        first = self.texts[0][0]
+        for position in range(self.num_stem):
+            yield first[position], first[position - 1] if position else NO_TOKEN, position
+        for tokens, _ in self.texts:
+            for position in range(self.num_stem, len(tokens) - 1):
+                yield tokens[position], tokens[position - 1] if position else NO_TOKEN, position
+
+
+def score_groups(forward: Forward, groups: Sequence[Group]) -> list[list[TextScore]]:
+    """The score of every text, in order; a place at a text's end scores nothing.
+
+    Every text has at least two tokens; every place is at least 1.
+    """
+    results: list[list[TextScore]] = []
+    for batch in _batches(groups, BATCH_TOKENS[forward.device.type]):
+        laid = [_lay(group) for group in batch]
+        found = _score(forward, laid)
+        for group, one, scores in zip(batch, laid, found, strict=True):
+            by_text = dict(zip(one.texts, scores, strict=True))
+            results.append([by_text[tuple(tokens), place] for tokens, place in group])
+    return results
+
+
+def _batches(groups: Iterable[Group], most_tokens: int) -> Iterator[list[Group]]:
+    batch: list[Group] = []
+    num_tokens = 0
+    for group in groups:
+        size = max(len(tokens) for tokens, _ in group)
+        if batch and num_tokens + size > most_tokens:
+            yield batch
+            batch, num_tokens = [], 0
+        batch.append(group)
+        num_tokens += size
+    if batch:
+        yield batch
+
+
+def _lay(group: Group) -> _Laid:
+    texts = list(dict.fromkeys((tuple(tokens), place) for tokens, place in group))
+    num_stem = _num_shared([tokens[:-1] for tokens, _ in texts])
+    offsets, end = [], num_stem
+    for tokens, _ in texts:
+        offsets.append(end)
+        end += len(tokens) - 1 - num_stem
+    laid = _Laid(texts, num_stem, offsets, end, [])
+    wanted = {
+        laid.row(index, position)
+        for index, (tokens, place) in enumerate(texts)
+        for position in range(place - 1, len(tokens) - 1)
+    }
+    laid.wanted += sorted(wanted)
+    return laid
+
+
+def _num_shared(texts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all texts begin with."""
+    low, high = min(texts), max(texts)  # what these two share, all share
+    for place, (one, other) in enumerate(zip(low, high, strict=False)):
+        if one != other:
+            return place
+    return min(len(low), len(high))
+
+
+@torch.inference_mode()
+def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
+    rows = [row for laid in batch for row in laid.rows()]
+    starts = [0]
+    for laid in batch:
+        starts.append(starts[-1] + laid.num_rows)
+    wanted = [
+        start + row for laid, start in zip(batch, starts, strict=False) for row in laid.wanted
+    ]
+    if not wanted:
+        return [[TextScore([], [], []) for _ in laid.texts] for laid in batch]
+    config, device = forward.config, forward.device
+    wanted_W = torch.tensor(wanted, device=device)
+
+    def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+        dtype, K = forward.dtype, config.num_kv_heads
+        N, _, E = q_NHE.shape
+        q_KNGE = q_NHE.to(dtype).reshape(N, K, -1, E).transpose(0, 1)
+        k_KNE, v_KNE = k_NKE.to(dtype).transpose(0, 1), v_NKE.to(dtype).transpose(0, 1)
+        is_last = layer == config.num_layers - 1
+        parts = []
+        for laid, start in zip(batch, starts, strict=False):
+            span = slice(start, start + laid.num_rows)
+            parts += _attend_group(
+                laid, q_KNGE[:, span], k_KNE[:, span], v_KNE[:, span],
+                window=config.windows[layer], scale=forward.scale, is_last=is_last,
+            )  # fmt: skip
+        return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+
+    tokens, previous, positions = zip(*rows, strict=True)
+    hidden_WD = forward.trunk(tokens, previous, positions, attend, wanted_W)
+    return _read(forward, hidden_WD, batch)
+
+
+def _attend_group(
+    laid: _Laid,
+    q_KNGE: Tensor,
+    k_KNE: Tensor,
+    v_KNE: Tensor,
+    *,
+    window: Window,
+    scale: float,
+    is_last: bool,
+) -> list[Tensor]:
+    """Shapes: -> parts (K, rows, G, E) that make up all rows, or with `is_last` the wanted ones."""
+    num_stem = laid.num_stem
+    if is_last and 2 * len(laid.wanted) < laid.num_rows:
+        rows = laid.wanted
+        if not rows:
+            return []
+        first = 0
+        if rows[0] == rows[-1] and rows[0] < num_stem:  # one token of a stem sees what is before it
+            stop = rows[0] + 1
+            first = 0 if window is None else max(0, rows[0] - window)
+            return [_sdpa(q_KNGE[:, rows], k_KNE[:, first:stop], v_KNE[:, first:stop], None, scale)]
+        mask = _mask(laid, window, rows, 0, is_last, q_KNGE)
+        return [_sdpa(q_KNGE[:, rows], k_KNE, v_KNE, mask, scale)]
+    parts = []
+    if num_stem:
+        parts.append(
+            attend_piece(
+                q_KNGE[:, :num_stem],
+                k_KNE[:, :num_stem],
+                v_KNE[:, :num_stem],
+                start=0,
+                first=0,
+                window=window,
+                scale=scale,
+            )  # fmt: skip
+        )
+    if laid.num_rows > num_stem:
+        first = 0 if window is None else max(0, num_stem - window)
+        mask = _mask(laid, window, range(num_stem, laid.num_rows), first, False, q_KNGE)
+        parts.append(_sdpa(q_KNGE[:, num_stem:], k_KNE[:, first:], v_KNE[:, first:], mask, scale))
+    if is_last:
+        return [torch.cat(parts, dim=1)[:, laid.wanted]]
+    return parts
+
+
+def _mask(
+    laid: _Laid, window: Window, rows: Sequence[int], first: int, is_last: bool, like: Tensor
+) -> Tensor:
+    """What each of these rows sees of the rows from `first` on: 0, or minus infinity.
+
+    Shapes: -> (rows, num_rows - first).
+    """
+    if (window, is_last) not in laid.masks:
+        branch_of = [-1] * laid.num_stem
+        position_of = list(range(laid.num_stem))
+        for index, (tokens, _) in enumerate(laid.texts):
+            num_more = len(tokens) - 1 - laid.num_stem
+            branch_of += [index] * num_more
+            position_of += range(laid.num_stem, laid.num_stem + num_more)
+        branches = torch.tensor(branch_of)
+        positions = torch.tensor(position_of)
+        picked = torch.tensor(list(rows))
+        distance = positions[picked, None] - positions[None, first:]
+        is_seen = (distance >= 0) & (
+            (branches[None, first:] < 0) | (branches[picked, None] == branches[None, first:])
+        )
+        if window is not None:
+            is_seen &= distance <= window
+        G = like.size(2)
+        mask = torch.zeros(is_seen.shape).masked_fill_(~is_seen, float("-inf"))
+        laid.masks[window, is_last] = mask.repeat_interleave(G, 0).to(like.device, like.dtype)
+    return laid.masks[window, is_last]
+
+
+def _sdpa(
+    q_KTGE: Tensor, k_KSE: Tensor, v_KSE: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """The queries of a group lie one after another, as further queries of their key head.
+
+    Shapes: -> as q.
+    """
+    K, T, G, E = q_KTGE.shape
+    y = F.scaled_dot_product_attention(
+        q_KTGE.reshape(1, K, T * G, E), k_KSE[None], v_KSE[None], attn_mask=mask, scale=scale
+    )
+    return y.view(K, T, G, E)
+
+
+def _read(forward: Forward, hidden_WD: Tensor, batch: list[_Laid]) -> list[list[TextScore]]:
+    """Every text's targets out of the wanted rows."""
+    asked: list[tuple[int, int]] = []  # (wanted row, target)
+    begin = 0
+    for laid in batch:
+        place_of = {row: begin + index for index, row in enumerate(laid.wanted)}
+        begin += len(laid.wanted)
+        asked += [
+            (place_of[laid.row(index, position - 1)], tokens[position])
+            for index, (tokens, place) in enumerate(laid.texts)
+            for position in range(place, len(tokens))
+        ]
+    device = hidden_WD.device
+    rows_A, targets_A = torch.tensor(asked, device=device).unbind(1)
+    logprobs_A = torch.empty(len(asked), device=device)
+    tops, winners = [], []
+    for start in range(0, hidden_WD.size(0), SCORED_AT_ONCE):
+        logprobs_NV = forward.logits(hidden_WD[start : start + SCORED_AT_ONCE]).log_softmax(-1)
+        top_N2, winner_N2 = logprobs_NV.topk(2)
+        tops.append(top_N2)
+        winners.append(winner_N2[:, 0])
+        here = (rows_A >= start) & (rows_A < start + SCORED_AT_ONCE)
+        logprobs_A[here] = logprobs_NV[rows_A[here] - start, targets_A[here]]
+    top_W2 = torch.cat(tops)
+    margins = (top_W2[:, 0] - top_W2[:, 1])[rows_A].tolist()
+    best, logprobs = torch.cat(winners)[rows_A].tolist(), logprobs_A.tolist()
+    scores, at = [], 0
+    for laid in batch:
+        of_group = []
+        for tokens, place in laid.texts:
+            end = at + len(tokens) - place
+            of_group.append(TextScore(logprobs[at:end], best[at:end], margins[at:end]))
+            at = end
+        scores.append(of_group)
+    return scores
