@@ -20,7 +20,15 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from nanochat.engine.engine import Engine
 
-__all__ = ["ChoiceOptions", "ModelOptions", "Opened", "SamplingOptions", "open_model"]
+__all__ = [
+    "ChoiceOptions",
+    "ModelOptions",
+    "Opened",
+    "SamplingOptions",
+    "name_of",
+    "open_model",
+    "spec_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,8 @@ class Opened:
     """What to call it: the reference, or the folder's name."""
     is_chat: bool
     """Whether it has been taught conversations."""
+    model_hash: str = ""
+    """What tells its weights from others; empty if nothing does."""
 
 
 def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
@@ -109,21 +119,29 @@ def open_model(options: ModelOptions, *, max_rows: int = 32) -> Opened:
 
     Raises: CheckpointError for the model, ConfigError for the device.
     """
-    kv_memory_bytes = None if options.kv_memory is None else int(options.kv_memory * 2**30)
-    loaded = load_engine(
-        EngineSpec(
-            model=options.model,
-            home=options.home,
-            device=options.device,
-            format=options.dtype,
-            max_rows=max_rows,
-            kv_memory_bytes=kv_memory_bytes,
-            with_hashes=options.verify,
-        )
-    )
-    path = Path(options.model).expanduser()
+    loaded = load_engine(spec_of(options, max_rows=max_rows))
     return Opened(
         engine=loaded.engine,
-        name=path.resolve().name if path.is_dir() else options.model,
+        name=name_of(options.model),
         is_chat=loaded.is_chat,
+        model_hash=loaded.model_hash,
     )
+
+
+def spec_of(options: ModelOptions, *, max_rows: int = 32) -> EngineSpec:
+    """What these flags say of an engine."""
+    return EngineSpec(
+        model=options.model,
+        home=options.home,
+        device=options.device,
+        format=options.dtype,
+        max_rows=max_rows,
+        kv_memory_bytes=None if options.kv_memory is None else int(options.kv_memory * 2**30),
+        with_hashes=options.verify,
+    )
+
+
+def name_of(model: str) -> str:
+    """What to call a model: its reference, or the folder's name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model

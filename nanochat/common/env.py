@@ -1,4 +1,4 @@
-"""The environment -> settings.   in: os.environ   out: values or None   who calls: files, cli.main
+"""The environment -> settings.   in: os.environ   out: values or None   who calls: files, cli
 
 Every environment variable of this package is read here and nowhere else; docs/env.md explains them.
 An empty variable counts as not set.
@@ -10,9 +10,14 @@ from pathlib import Path
 
 from nanochat.common.errors import ConfigError
 
-__all__ = ["VARIABLES", "home_from_env", "is_debug"]
+__all__ = ["VARIABLES", "api_keys_from_env", "home_from_env", "is_debug"]
 
-VARIABLES = ("NANOCHAT_HOME", "NANOCHAT_LOG")
+VARIABLES = ("NANOCHAT_API_KEYS", "NANOCHAT_HOME", "NANOCHAT_LOG")
+
+
+def api_keys_from_env() -> list[str]:
+    """The keys in $NANOCHAT_API_KEYS, which commas or white space separate."""
+    return (os.environ.get("NANOCHAT_API_KEYS") or "").replace(",", " ").split()
 
 
 def home_from_env() -> Path | None:

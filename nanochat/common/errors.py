@@ -10,8 +10,11 @@
       EngineError(RuntimeError)      a request that cannot be served
         RequestTooLong               the prompt does not fit the context
         Overloaded                   the queue is full
+        Unavailable                  nothing is served now: loading, or about to stop
+        DeadlineExceeded             the answer took longer than it may
         Aborted                      the caller went away
       EvalError(RuntimeError)        a task that cannot be scored
+      SandboxError(RuntimeError)     model-written code that cannot be run behind walls
 
 A message states the fact with its values, what was expected, and the remedy:
 `prompt has 2310 tokens but the context is 2048: shorten it, or drop --strict`.
@@ -25,14 +28,17 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeadlineExceeded",
     "EngineError",
     "EvalError",
     "NanochatError",
     "Overloaded",
     "RequestTooLong",
+    "SandboxError",
     "Stopped",
     "TokenizerError",
     "TrainingError",
+    "Unavailable",
 ]
 
 
@@ -80,6 +86,25 @@ class RequestTooLong(EngineError):
 class Overloaded(EngineError):
     """The queue is full; the API answers 429."""
 
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When asking again may help."""
+
+
+class Unavailable(EngineError):
+    """Nothing is served now: an engine is loading, or the server is about to stop; the API answers
+    503."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When asking again may help."""
+
+
+class DeadlineExceeded(EngineError):
+    """The answer took longer than it may; the API answers 504."""
+
 
 class Aborted(EngineError):
     """The caller went away before the answer was complete."""
@@ -87,3 +112,7 @@ class Aborted(EngineError):
 
 class EvalError(NanochatError, RuntimeError):
     """A task that cannot be scored."""
+
+
+class SandboxError(NanochatError, RuntimeError):
+    """Code of a model that cannot be run here, or not behind every wall."""

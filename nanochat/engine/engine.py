@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -38,12 +37,14 @@ from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of
 from nanochat.engine.sequence import Sequence as Row
+from nanochat.engine.stats import EngineStats
 from nanochat.engine.steps import Fed, Scored, Steps
 from nanochat.engine.streams import TokenStream, hand_over
+from nanochat.engine.transfer import send
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Engine", "EngineStats"]
+__all__ = ["Engine"]
 
 STEP_TOKENS = 512  # long enough for full matrices, short enough not to hold running rows up
 MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for keys and values
@@ -51,25 +52,12 @@ MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for k
 logger = logging.getLogger(__name__)
 
 
-class EngineStats(NamedTuple):
-    """What an engine is doing, and has done."""
-
-    num_waiting: int
-    num_running: int
-    num_blocks: int
-    num_free_blocks: int
-    num_steps: int
-    num_fed_tokens: int
-    num_hit_tokens: int
-    """Tokens whose keys were found instead of computed."""
-    num_preemptions: int
-
-
 class Engine:
     """Serves any number of requests from any number of threads, `max_rows` of them at a time.
 
     Example: Engine(model, tokenizer).generate([Request(request_id="a", prompt_tokens=(1, 2))])
     Raises:  EngineError if model and tokenizer do not belong together, or the memory holds nothing.
+    `runs_ahead`: the next step is sent off before the last one's tokens are read; None: on CUDA.
     Units:   kv_memory_bytes for keys and values; None: enough for `max_rows` full contexts, within
              a quarter of the memory there is.
     """
@@ -84,6 +72,7 @@ class Engine:
         kv_memory_bytes: int | None = None,
         step_tokens: int = STEP_TOKENS,
         home: Path | None = None,
+        runs_ahead: bool | None = None,
     ) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise EngineError(
@@ -116,7 +105,11 @@ class Engine:
         # What follows belongs to the worker alone.
         self._jobs: dict[Row, Answer | Scoring] = {}
         self._prompt_logprobs: dict[Row, list[PromptLogprob]] = {}
+        self._chosen: Chosen | None = None  # by the last step, and not read yet
         self._num_steps = self._num_fed_tokens = 0
+        if runs_ahead is None:
+            runs_ahead = self.forward.device.type == "cuda"
+        self._runs_ahead = runs_ahead
 
     @property
     def context_len(self) -> int:
@@ -262,16 +255,22 @@ class Engine:
     def _step(self) -> None:
         self._receive()
         self._drop_cancelled()
+        if self._chosen is not None and not self._chosen.may_be_fed():
+            self._read_chosen()
         if not self._jobs:
+            self._chosen = None
             return
-        fed = self.steps.run()
+        fed = self.steps.run(self._chosen)
         if not fed.plan.num_tokens:
             raise EngineError(f"nothing can go on though {len(self._jobs)} wait")
         self._num_steps += 1
         self._num_fed_tokens += fed.plan.num_tokens
         for scored in fed.scored:
             self._note(scored)
-        self._choose(fed)
+        self._read_chosen()  # of the step before, while this one is computed
+        self._chosen = self._choose(fed)
+        if not self._runs_ahead:
+            self._read_chosen()
 
     def _receive(self) -> None:
         while self._arrived:
@@ -290,12 +289,14 @@ class Engine:
                     self._finish(job, job.ended("abort"))
 
     @torch.inference_mode()
-    def _choose(self, fed: Fed) -> None:
+    def _choose(self, fed: Fed) -> Chosen | None:
         """Every sequence that has been read gets its next token; a prompt, one for each answer."""
         answers: list[Answer] = []
         rows: list[int] = []
         for row, sequence in enumerate(fed.ready):
-            job = self._jobs[sequence]
+            job = self._jobs.get(sequence)
+            if job is None:  # the token it was fed, read since, was its last
+                continue
             if isinstance(job, Scoring):
                 self._finish(job, likelihood_of(self._prompt_logprobs[sequence]))
                 continue
@@ -303,19 +304,27 @@ class Engine:
             answers += group
             rows += [row] * len(group)
         if not answers:
-            return
+            return None
         assert fed.logits_BV is not None, "sequences without logits"
-        logits_BV = fed.logits_BV if len(rows) == len(fed.ready) else fed.logits_BV[rows]
+        logits_BV = fed.logits_BV
+        if rows != list(range(len(fed.ready))):
+            logits_BV = logits_BV.index_select(0, send(rows, logits_BV.device))
         sampled = sample(logits_BV, [each.chooser for each in answers], self._forbidden(answers))
-        tokens, logprobs = sampled.tokens_B.tolist(), sampled.logprobs_B.tolist()
-        tops = _tops(sampled.top_tokens_BC, sampled.top_logprobs_BC, len(answers))
-        for answer, token, logprob, top in zip(answers, tokens, logprobs, tops, strict=True):
-            if answer.sequence not in self._jobs:  # another answer to its prompt has broken
+        for answer in answers:
+            answer.promise()
+        return Chosen(answers, sampled)
+
+    def _read_chosen(self) -> None:
+        """The tokens of the last step, told to who asked."""
+        if self._chosen is None:
+            return
+        chosen, self._chosen = self._chosen, None
+        for answer, token, logprob, top in chosen.read():
+            if answer.sequence not in self._jobs:  # cancelled since, or another answer broke
                 continue
             if not math.isfinite(logprob):
                 self._break(answer, overflowed(answer))
                 continue
-            top = top[: answer.request.sampling.logprobs or 0]
             try:
                 self._tell(answer, answer.take(token, logprob, top))
                 while answer.forced and answer.sequence in self._jobs:
@@ -406,8 +415,9 @@ class Engine:
     def _fail(self, error: Exception) -> None:
         """A step broke: those in it are told, memory is given back, those who wait go on."""
         logger.error("a step of the engine failed", exc_info=error)
+        self._chosen = None
         jobs = list(self._jobs.values())
-        broken = [job for job in jobs if job.sequence.state == "running"] or jobs[:1]
+        broken = [job for job in jobs if _is_in_a_step(job.sequence)] or jobs[:1]
         load = Load(
             len(broken),
             sum(len(job.sequence.tokens) for job in broken),
@@ -427,6 +437,11 @@ class Engine:
         most = self.max_rows * (-(-config.context_len // BLOCK_TOKENS) + 1)
         least = MAX_SLIDE_CONTEXTS * config.context_len // BLOCK_TOKENS + 1  # one that slides
         return {window: min(count, max(most, least)) for window, count in fitting.items()}
+
+
+def _is_in_a_step(sequence: Row) -> bool:
+    """Whether it has memory, or had it when its last token was chosen, which is lost."""
+    return sequence.state == "running" or sequence.tokens[-1] == NO_TOKEN
 
 
 def _tops(

@@ -5,6 +5,7 @@ Imports torch only when something is loaded.
 Read next: checkpoint/resolve.py (what a reference is), engine.py.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,8 @@ class EngineSpec:
     kv_memory_bytes: int | None = None
     with_hashes: bool = True
     """Whether every file is compared with its SHA-256."""
+    num_threads: int | None = None
+    """Of a CPU, for what is computed. None: as many as PyTorch takes by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,8 @@ class LoadedEngine:
     engine: "Engine"
     is_chat: bool
     """Whether it has been taught conversations."""
+    model_hash: str
+    """SHA-256 of its manifest, which has that of every file; empty for files of others."""
 
 
 def load_engine(spec: EngineSpec) -> LoadedEngine:
@@ -50,6 +55,8 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
     from nanochat.common.device import best_device, compute_dtype
     from nanochat.engine.engine import Engine
 
+    if spec.num_threads is not None:
+        torch.set_num_threads(spec.num_threads)
     device = best_device(spec.device)
     if spec.format == "int8" or spec.format == "int4":
         dtype = torch.float32  # from the most exact weights there are
@@ -66,4 +73,11 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
         kv_memory_bytes=spec.kv_memory_bytes,
         home=spec.home,
     )
-    return LoadedEngine(engine=engine, is_chat=loaded.is_chat)
+    return LoadedEngine(
+        engine=engine, is_chat=loaded.is_chat, model_hash=_manifest_hash(loaded.path)
+    )
+
+
+def _manifest_hash(path: Path) -> str:
+    manifest = path / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""

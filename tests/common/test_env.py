@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.common.env import VARIABLES, home_from_env, is_debug
+from nanochat.common.env import VARIABLES, api_keys_from_env, home_from_env, is_debug
 from nanochat.common.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -19,6 +19,12 @@ def test_home_is_expanded_and_empty_is_unset(
     assert home_from_env() == tmp_path / "models"
     monkeypatch.setenv("NANOCHAT_HOME", "")
     assert home_from_env() is None
+
+
+def test_keys_are_separated_by_commas_or_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api_keys_from_env() == []
+    monkeypatch.setenv("NANOCHAT_API_KEYS", "one, two\nthree,")
+    assert api_keys_from_env() == ["one", "two", "three"]
 
 
 def test_debug_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

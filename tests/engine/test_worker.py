@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.common.errors import CheckpointError, EngineError, TokenizerError
+from nanochat.common.errors import CheckpointError, EngineError, TokenizerError, Unavailable
 from nanochat.engine.load import EngineSpec
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
 from nanochat.engine.worker import EngineProcess
@@ -102,6 +102,47 @@ def test_a_crash_is_an_error_of_its_requests_alone(
     events = ask(worker, request("g", [1, 2, 3]))
     assert_greedy(model[0], [1, 2, 3], [e.token for e in events if isinstance(e, TokenEvent)])
     assert worker.process_id not in (None, first)
+
+
+@pytest.mark.req("FR-054")
+def test_one_that_was_started_is_replaced_by_itself(model: tuple[GPT, Path]) -> None:
+    spec = EngineSpec(
+        model="tiny", home=model[1], device="cpu", format="float32", max_rows=4, num_threads=1
+    )
+    worker = EngineProcess(spec)
+    try:
+        found = worker.start()
+        assert found.context_len == model[0].config.context_len and found.is_chat
+        assert found.tokenizer.vocab_size == model[0].config.vocab_size
+        assert len(found.model_hash) == 64
+        assert worker.start() == found and worker.is_ready
+        ask(worker, request("a", [1, 2, 3]))
+        wait_until(lambda: worker.stats().num_steps > 0)
+        stats = worker.stats()
+        assert 0 < stats.num_free_blocks <= stats.num_blocks and stats.num_running == 0
+        first = worker.process_id
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not worker.is_ready)
+        with pytest.raises(Unavailable, match="the engine is being loaded"):
+            worker.submit(request("b", [1]), print)
+        wait_until(lambda: worker.is_ready)
+        assert worker.process_id not in (None, first)
+        assert ask(worker, request("c", [1, 2, 3]))
+    finally:
+        worker.close()
+    assert not worker.is_ready
+    with pytest.raises(EngineError, match="the engine is closed"):
+        worker.start()
+
+
+def test_a_reader_that_fails_costs_itself_alone(worker: EngineProcess) -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("its loop is closed")
+
+    worker.submit(request("broken", [1]), broken)
+    assert isinstance(ask(worker, request("fine", [1]))[-1], TokenEvent)
+    wait_until(lambda: worker.num_active == 0)
 
 
 def test_what_cannot_be_loaded_is_said(model: tuple[GPT, Path]) -> None:
