@@ -1,0 +1,244 @@
+"""deadlines.py: clients that are slow, silent, half gone or too many; over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from nanochat.server.deadlines import Connection, Deadlines, connection_type
+from tests.server.conftest import wait_until
+
+SHORT = Deadlines(head_s=0.3, body_s=0.5, write_s=0.3, max_connections_per_client=8)
+HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+class App:
+    """Answers GET at once, a POST with the length of its body, /endless for ever."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.disconnects = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.running += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes, more = 0, scope["method"] == "POST"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.disconnects += 1
+                return
+            num_bytes, more = num_bytes + len(message["body"]), message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/endless":
+            leaving = asyncio.ensure_future(self._left(receive))
+            while not leaving.done():
+                body = b"x" * (64 << 10)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await asyncio.sleep(0)
+            return
+        if scope["path"] == "/slow":
+            await asyncio.sleep(0.8)
+        await send({"type": "http.response.body", "body": b"%d" % num_bytes})
+
+    async def _left(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.disconnects += 1
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+def port(app: App) -> Iterator[int]:
+    with serving(app, connection_type(SHORT)) as server:
+        yield server.servers[0].sockets[0].getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(app: Any, protocol: type[Connection]) -> Iterator[uvicorn.Server]:
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, http=protocol, log_level="critical", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def connect(port: int) -> socket.socket:
+    found = socket.create_connection(("127.0.0.1", port), timeout=10)
+    return found
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All there is to read until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            data += piece
+    return data
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    """The status and code of OpenAI's error body."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert b"connection: close" in head.lower() and b"nosniff" in head
+    return int(head.split()[1]), error["code"]
+
+
+@pytest.mark.req("FR-062")
+def test_a_head_that_trickles_in_is_given_up(port: int, app: App) -> None:
+    begin_s = time.monotonic()
+    with connect(port) as slow:
+        answer = b""
+        slow.settimeout(0.05)
+        for byte in HEAD:
+            with contextlib.suppress(TimeoutError, OSError):
+                slow.sendall(bytes([byte]))
+                answer += slow.recv(1 << 16)
+            if answer:
+                break
+        slow.settimeout(5)
+        answer += rest(slow)
+    assert error_of(answer) == (408, "request_timeout")
+    assert 0.2 < time.monotonic() - begin_s < 3
+    assert app.running == 0
+
+
+@pytest.mark.req("FR-062")
+@pytest.mark.parametrize("said", [b"", b"\r\n"])
+def test_who_says_nothing_is_let_go(port: int, said: bytes) -> None:
+    with connect(port) as silent:
+        silent.sendall(said)
+        assert rest(silent) == b""
+
+
+@pytest.mark.req("FR-062")
+def test_a_body_that_trickles_in_is_given_up(port: int, app: App) -> None:
+    with connect(port) as slow:
+        slow.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        wait_until(lambda: app.running == 1)
+        for _ in range(4):
+            time.sleep(0.05)
+            slow.sendall(b" ")
+        assert error_of(rest(slow)) == (408, "request_timeout")
+    wait_until(lambda: app.running == 0)
+    assert app.disconnects == 1
+
+
+def test_a_body_in_pieces_is_read(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(HEAD + b"Connection: close\r\nContent-Length: 10\r\n\r\n01234")
+        time.sleep(0.1)
+        client.sendall(b"56789")
+        assert rest(client).endswith(b"2\r\n10\r\n0\r\n\r\n")
+
+
+@pytest.mark.req("FR-062")
+@pytest.mark.parametrize("how", ["close", "half", "reset"])
+def test_who_is_gone_or_half_gone_is_noticed(port: int, app: App, how: str) -> None:
+    client = connect(port)
+    client.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert client.recv(100)
+    if how == "half":
+        client.shutdown(socket.SHUT_WR)
+    elif how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    else:
+        client.close()
+    wait_until(lambda: app.running == 0)
+    client.close()
+    assert app.disconnects == 1
+
+
+@pytest.mark.req("FR-062")
+def test_who_does_not_read_is_cut_off(port: int, app: App) -> None:
+    with connect(port) as stuck:
+        stuck.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: app.running == 1)
+        begin_s = time.monotonic()
+        wait_until(lambda: app.running == 0)
+        assert time.monotonic() - begin_s < 5
+    assert app.disconnects == 1
+
+
+def test_connections_are_used_again_and_each_head_has_its_time(port: int) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for _ in range(3):
+            assert client.post("/", json={}).text == "2"
+            time.sleep(0.2)  # together longer than a head may take
+    with connect(port) as client:
+        for _ in range(2):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.05)
+            assert b"200 OK" in client.recv(1 << 16)
+        client.sendall(b"GET / HT")
+        assert error_of(rest(client)) == (408, "request_timeout")
+
+
+def test_what_comes_during_an_answer_waits_and_then_has_its_time(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.1)
+        client.sendall(b"GET / HT")  # half a second head while the first is answered
+        answer = rest(client)
+    first, _, second = answer.partition(b"0\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200") and b"\r\n1\r\n0" in first
+    assert error_of(second) == (408, "request_timeout")
+
+
+@pytest.mark.req("FR-062")
+def test_what_is_no_http_and_heads_without_end(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert error_of(rest(client)) == (400, "invalid_http")
+    with connect(port) as client:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                client.sendall(b"GET / HTTP/1.1\r\n" if not _ else b"X-A: " + b"x" * 4000 + b"\r\n")
+                time.sleep(0.005)
+        assert error_of(rest(client)) == (431, "headers_too_large")
+
+
+@pytest.mark.req("FR-062")
+def test_one_client_does_not_take_every_place(port: int) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(connect(port)).sendall(b"GET")
+        time.sleep(0.1)
+        assert error_of(rest(stack.enter_context(connect(port)))) == (503, "too_many_connections")
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}").status_code == 200)
+
+
+def test_each_server_has_its_own() -> None:
+    one, two = connection_type(SHORT), connection_type(Deadlines())
+    assert one.deadlines != two.deadlines and one.num_by_client is not two.num_by_client
+    assert issubclass(one, Connection)
