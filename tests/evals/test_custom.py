@@ -208,7 +208,7 @@ MULTIPLE = '{"question": "?", "choices": ["a", "b"], "answer": "%s"}\n'
         ("x.csv", 'question,choices,answer\n?,"[a",0\n', CHOICES, "line 2, .*not a JSON list"),
         ("x.jsonl", MULTIPLE % "a", TaskSpec(), "--kind: no kind for x.jsonl, expected multiple-"),
         ("x.jsonl", '{"question": "?", "answer": []}', TaskSpec(kind="regex"), "expected texts"),
-        ("x.jsonl", '{"question": "?", "answer": "("}', TaskSpec(kind="regex"), "line 1, col.*regular"),
+        ("x.jsonl", '{"question": "?", "answer": "("}', TaskSpec(kind="regex"), "line 1.*regular"),
         ("x y.jsonl", MULTIPLE % "a", CHOICES, "'x y' cannot be the name of a task"),
         ("x.toml", "kind = \n", None, "x.toml is not TOML: .*line 1"),
         ("x.toml", b"\xff", None, "x.toml is not UTF-8 at byte 0"),
