@@ -10,9 +10,21 @@ from pathlib import Path
 
 from nanochat.common.errors import ConfigError
 
-__all__ = ["VARIABLES", "api_keys_from_env", "home_from_env", "is_debug"]
+__all__ = ["VARIABLES", "api_key_from_env", "api_keys_from_env", "home_from_env", "is_debug"]
 
-VARIABLES = ("NANOCHAT_API_KEYS", "NANOCHAT_HOME", "NANOCHAT_LOG")
+VARIABLES = ("NANOCHAT_API_KEY", "NANOCHAT_API_KEYS", "NANOCHAT_HOME", "NANOCHAT_LOG")
+
+
+def api_key_from_env(name: str | None = None) -> str | None:
+    """The key to show to a server: $NANOCHAT_API_KEY, or None; or the variable that is named.
+
+    Raises: ConfigError if the one that is named is not set.
+    """
+    if name is None:
+        return os.environ.get("NANOCHAT_API_KEY") or None
+    if not (key := os.environ.get(name)):
+        raise ConfigError(f"the environment variable {name} is not set, expected an API key in it")
+    return key
 
 
 def api_keys_from_env() -> list[str]:

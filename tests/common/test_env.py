@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.common.env import VARIABLES, api_keys_from_env, home_from_env, is_debug
+from nanochat.common.env import (
+    VARIABLES,
+    api_key_from_env,
+    api_keys_from_env,
+    home_from_env,
+    is_debug,
+)
 from nanochat.common.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -25,6 +31,19 @@ def test_keys_are_separated_by_commas_or_spaces(monkeypatch: pytest.MonkeyPatch)
     assert api_keys_from_env() == []
     monkeypatch.setenv("NANOCHAT_API_KEYS", "one, two\nthree,")
     assert api_keys_from_env() == ["one", "two", "three"]
+
+
+def test_the_key_of_a_client_is_read_from_the_variable_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert api_key_from_env() is None
+    monkeypatch.setenv("NANOCHAT_API_KEY", "mine")
+    monkeypatch.setenv("OTHER", "")
+    assert api_key_from_env() == "mine"
+    with pytest.raises(ConfigError, match="OTHER is not set"):
+        api_key_from_env("OTHER")
+    monkeypatch.setenv("OTHER", "theirs")
+    assert api_key_from_env("OTHER") == "theirs"
 
 
 def test_debug_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
