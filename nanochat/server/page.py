@@ -1,7 +1,7 @@
 """The chat page's files -> routes.   in: nanochat/web   out: routes   who calls: app.py
 
-The files are few and fixed: no path from a request ever reaches the disk.
-Read next: nanochat/web/index.html.
+The files are read once: no path from a request ever reaches the disk.
+Read next: nanochat/web/index.html, nanochat/web/app.js.
 """
 
 import hashlib
@@ -13,12 +13,26 @@ from starlette.routing import Route
 
 __all__ = ["PAGE_FILES", "page_routes"]
 
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/chat.css": ("chat.css", "text/css; charset=utf-8"),
-    "/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+
+
+def _files() -> dict[str, tuple[str, str]]:
+    names = sorted(file.name for file in (resources.files("nanochat") / "web").iterdir())
+    types = {name: MEDIA_TYPES.get(name[name.rfind(".") :]) for name in names}
+    return {
+        "/" if name == "index.html" else f"/{name}": (name, media_type)
+        for name, media_type in types.items()
+        if media_type is not None  # what an editor leaves behind is no part of the page
+    }
+
+
+PAGE_FILES = _files()
+"""Paths, each with the file behind it and its media type; none of them needs a key."""
 
 
 def page_routes() -> list[Route]:

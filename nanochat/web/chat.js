@@ -1,331 +1,241 @@
-// The chat page: a client of this server's own /v1/chat/completions, nothing else.
-// Text only ever reaches the page through textContent; the page asks no other origin for anything.
+// The open conversation and what can be done with it.   in: what a person asks for
+// out: messages in the store, changes for the page to show   who calls: app.js
+//
+// Answers go on being written when another conversation is opened; each conversation has at most
+// one at a time.  The oldest turns are left unread when a conversation outgrows the model's context.
+// Read next: tree.js (branches), answer.js (one answer), transcript.js (what is shown).
 
-const element = (id) => document.getElementById(id);
-const scroller = element("scroller");
-const transcript = element("transcript");
-const composer = element("composer");
-const question = element("question");
-const temperature = element("temperature");
+import { Answer } from "./answer.js";
+import { wordsOnly } from "./tools.js";
+import { Tree } from "./tree.js";
 
-const NEAR_BOTTOM_PX = 80;
-// More than this share of the context is not filled with what was said: an answer needs room.
-const READ_SHARE = 0.75;
+const READ_SHARE = 0.75; // more of the context than this is not filled with what was said
+const STALE_MS = 5000; // an answer not saved for so long is not being written any more
+const MAX_TITLE = 60;
 
-/** What has been said: {role, content}. The model reads it from `firstRead` on. */
-let turns = [];
-let firstRead = 0;
-let model = null;
-/** Measured from the last answer, to know before asking what will fit. */
-let tokensPerCharacter = 0.25;
-/** The AbortController of the answer that is being written, or null. */
-let writing = null;
-/** A question that has no answer yet: its node and that of its problem. */
-let unanswered = null;
+export class Chat {
+  #answers = new Map(); // conversation id -> Answer that is being written
+  #problems = new Map(); // message id -> Problem that left it without an answer, or cut it
+  #tokensPerCharacter = 0.3; // measured from each answer
 
-// ---------------------------------------------------------------------------- talking to the server
-
-/** An error the server explained, or one that kept us from reaching it. */
-class Problem extends Error {
-  constructor(message, code = null) {
-    super(message);
-    this.code = code;
+  /** `settings()`: {model, contextLen, system, sampling}; `show()` and `showAnswer(answer)`: the page. */
+  constructor(store, { settings, show, showAnswer, say, onDone }) {
+    Object.assign(this, { store, settings, show, showAnswer, say, onDone });
+    this.begin();
   }
-}
 
-async function request(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached. Is it still running?");
+  /** An empty conversation, which is kept once something is said in it. */
+  begin() {
+    this.conversation = null;
+    this.tree = new Tree();
   }
-  if (!response.ok) {
-    const body = await response.json().catch(() => null);
-    throw problemOf(body) ?? new Problem(`The server answered ${response.status}.`);
+
+  get id() {
+    return this.conversation?.id ?? null;
   }
-  return response;
-}
 
-function problemOf(body) {
-  return body?.error ? new Problem(body.error.message, body.error.code) : null;
-}
-
-async function findModel() {
-  const health = await (await request("/health")).json();
-  model = { name: health.model, contextLen: health.context_len };
-  element("model").textContent = model.name;
-}
-
-/** Yields {text, finishReason} as the server sends them. */
-async function* answers(messages, signal) {
-  const response = await request("/v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({
-      model: model.name,
-      messages,
-      temperature: Number(temperature.value),
-      stream: true,
-      stream_options: { include_usage: true },
-    }),
-    signal,
-  });
-  for await (const data of serverSentEvents(response.body)) {
-    if (data === "[DONE]") return;
-    const frame = JSON.parse(data);
-    if (frame.error) throw problemOf(frame);
-    if (frame.usage) tokensPerCharacter = frame.usage.prompt_tokens / charactersOf(messages);
-    const [choice] = frame.choices;
-    yield { text: choice?.delta.content ?? "", finishReason: choice?.finish_reason ?? null };
+  /** The messages on the branch that is shown. */
+  get path() {
+    return this.tree.path(this.conversation?.leaf ?? null);
   }
-  throw new Problem("The connection broke before the answer was complete.");
-}
 
-/** The data of each event; characters and lines may be cut anywhere between two reads. */
-async function* serverSentEvents(body) {
-  const decoder = new TextDecoder();
-  const reader = body.getReader();
-  let rest = "";
-  for (;;) {
-    let part;
-    try {
-      part = await reader.read();
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Problem("The connection broke before the answer was complete.");
+  /** The answer that is being written here, or undefined. */
+  get answer() {
+    return this.#answers.get(this.id);
+  }
+
+  isWriting(id) {
+    return this.#answers.has(id);
+  }
+
+  problemOf(id) {
+    return this.#problems.get(id);
+  }
+
+  /** Open a conversation; false if it is not there any more. */
+  async open(id) {
+    const [conversation, messages] = await Promise.all([this.store.get("conversations", id), this.store.messages(id)]);
+    if (!conversation) return false;
+    this.conversation = conversation;
+    this.tree = new Tree(messages.map(settled));
+    if (this.answer) this.tree.add(this.answer.message);
+    if (!this.tree.get(conversation.leaf)) conversation.leaf = this.tree.newestLeaf();
+    return true;
+  }
+
+  /** Take over what another tab has written here; false if it has removed the conversation. */
+  async refresh() {
+    const { id, conversation } = this;
+    const [kept, messages] = await Promise.all([this.store.get("conversations", id), this.store.messages(id)]);
+    if (this.id !== id) return true;
+    if (!kept) return false;
+    conversation.title = kept.title;
+    for (const message of messages) if (message.id !== this.answer?.message.id) this.tree.add(message);
+    return true;
+  }
+
+  /** Say something, and have it answered. */
+  async send(text) {
+    if (this.answer) return;
+    this.#beConversation(text);
+    const last = this.tree.get(this.conversation.leaf);
+    // What was never answered stays as a branch: a model reads questions and answers in turns.
+    await this.#say(text, last?.role === "user" ? last.parent : (last?.id ?? null));
+  }
+
+  /** Say something else in place of a message; what was there stays as a branch. */
+  async edit(id, text) {
+    if (!this.answer) await this.#say(text, this.tree.get(id).parent);
+  }
+
+  /** Have a question answered anew, given it or an answer to it. */
+  async again(id) {
+    if (this.answer) return;
+    const message = this.tree.get(id);
+    await this.#write(message.role === "user" ? id : message.parent, null);
+  }
+
+  /** Have an answer that was cut go on. */
+  async goOn(id) {
+    if (!this.answer) await this.#write(this.tree.get(id).parent, this.tree.get(id));
+  }
+
+  stop() {
+    this.answer?.stop();
+  }
+
+  /** Show the branch through a message. */
+  async choose(id) {
+    this.conversation.leaf = this.tree.newestLeaf(id);
+    await this.#keep();
+    this.show();
+  }
+
+  /** Give the conversation its own words for the model to begin with. */
+  async setSystem(system) {
+    this.conversation.system = system;
+    await this.#keep();
+  }
+
+  /** End what is being written in a conversation, and forget all of it. */
+  async remove(id) {
+    this.#answers.get(id)?.stop();
+    this.#answers.delete(id);
+    await this.store.removeConversation(id);
+    if (this.id === id) this.begin();
+  }
+
+  #beConversation(text) {
+    if (this.conversation !== null) return;
+    const now = Date.now();
+    this.conversation = { id: newId(), title: titleOf(text), created: now, updated: now, leaf: null, system: this.settings().system };
+    this.tree = new Tree();
+  }
+
+  async #say(text, parent) {
+    const message = newMessage("user", parent, text, this.id);
+    this.tree.add(message);
+    this.conversation.leaf = message.id;
+    await Promise.all([this.store.put("messages", message), this.#write(message.id, null)]);
+  }
+
+  /** Have the question `parent` answered; `cut`: the answer that goes on, or null for a new one. */
+  async #write(parent, cut) {
+    const { conversation, tree } = this;
+    const message = cut ?? newMessage("assistant", parent, "", conversation.id);
+    const before = { length: message.content.length, completion: cut?.usage?.completion ?? 0 };
+    Object.assign(message, { model: this.settings().model, finish: null, usage: null });
+    this.#problems.delete(parent);
+    this.#problems.delete(message.id);
+    tree.add(message);
+    conversation.leaf = message.id;
+    const answer = new Answer(message, {
+      save: (row) => this.#answers.get(conversation.id) === answer && this.store.put("messages", row),
+      onChange: () => this.id === conversation.id && this.showAnswer(answer),
+    });
+    this.#answers.set(conversation.id, answer);
+    conversation.updated = Date.now();
+    await this.#keep(conversation);
+    this.show();
+    this.say("The model is answering.");
+    const problem = await this.#ask(answer, tree.path(parent), cut);
+    if (this.#answers.get(conversation.id) !== answer) return; // removed meanwhile
+    this.#answers.delete(conversation.id);
+    if (message.usage && cut) message.usage.completion += before.completion;
+    await this.#settle(message, problem, { conversation, tree, parent });
+  }
+
+  async #ask(answer, path, cut) {
+    let numForgotten = this.#numForgotten(path);
+    for (;;) {
+      answer.message.numForgotten = numForgotten;
+      const read = path.slice(numForgotten);
+      const problem = await answer.run(this.#body(read, cut));
+      if (answer.message.usage && !cut) {
+        this.#tokensPerCharacter = answer.message.usage.prompt / Math.max(1, lengthOf(read));
+      }
+      if (problem?.code !== "context_length_exceeded" || read.length < 3) return problem;
+      numForgotten += 2;
     }
-    rest += part.done ? decoder.decode() : decoder.decode(part.value, { stream: true });
-    const lines = rest.split("\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      if (line.startsWith("data:")) yield line.slice(5).trim();
-    }
-    if (part.done) return;
+  }
+
+  async #settle(message, problem, { conversation, tree, parent }) {
+    const isEmpty = message.content === "" && message.finish !== "stop" && message.finish !== "length";
+    if (isEmpty) {
+      tree.remove(message.id);
+      if (conversation.leaf === message.id) conversation.leaf = parent;
+      await this.store.remove("messages", message.id);
+    } else await this.store.put("messages", message);
+    if (problem) this.#problems.set(isEmpty ? parent : message.id, problem);
+    await this.#keep(conversation);
+    this.onDone(conversation.id, { message, problem });
+  }
+
+  #body(path, cut) {
+    const { model, sampling } = this.settings();
+    const { system } = this.conversation ?? {};
+    const messages = path.map(({ role, content }) => ({ role, content: role === "assistant" ? wordsOnly(content) : content }));
+    if (system) messages.unshift({ role: "system", content: system });
+    if (cut === null) return { model, messages, ...sampling };
+    messages.push({ role: "assistant", content: wordsOnly(cut.content) });
+    return { model, messages, ...sampling, continue_final_message: true, add_generation_prompt: false };
+  }
+
+  /** How many of the oldest messages do not fit, by what a character has cost so far. */
+  #numForgotten(path) {
+    const { contextLen } = this.settings();
+    const room = contextLen === null ? Infinity : (READ_SHARE * contextLen) / this.#tokensPerCharacter;
+    let num = 0;
+    while (path.length - num > 2 && lengthOf(path.slice(num)) > room) num += 2;
+    return num;
+  }
+
+  async #keep(conversation = this.conversation) {
+    await this.store.put("conversations", conversation);
   }
 }
 
-// ----------------------------------------------------------------------------------- a conversation
-
-async function ask(text) {
-  if (unanswered !== null) dropUnanswered();
-  element("welcome").hidden = true;
-  turns.push({ role: "user", content: text });
-  unanswered = { node: addTurn("user", text), problem: null };
-  await answer();
+function newMessage(role, parent, content, conversation) {
+  return { id: newId(), conversation, parent, role, content, created: Date.now(), updated: Date.now(), finish: null, usage: null };
 }
 
-/** Have the last question answered; what goes wrong is shown with a way to try again. */
-async function answer() {
-  unanswered.problem?.remove();
-  const node = addTurn("assistant", "");
-  const words = node.querySelector(".words");
-  const conversation = turns;
-  writing = new AbortController();
-  showState();
-  say("The model is answering.");
-  scrollToEnd();
-  let text = "";
-  try {
-    for await (const piece of piecesOfAnswer(writing.signal)) {
-      text += piece.text;
-      append(words, piece.text);
-      if (piece.finishReason === "length") addNote(node, "The answer was cut here: no room is left.");
-    }
-    if (text === "") addNote(node, "The model had nothing to say.");
-    finish(conversation, text, "The answer is complete.");
-  } catch (error) {
-    if (conversation !== turns) return; // a new chat has begun meanwhile
-    if (error.name === "AbortError" && text !== "") {
-      addNote(node, "Stopped.");
-      finish(conversation, text, "Stopped.");
-    } else {
-      node.remove();
-      if (error.name === "AbortError") giveBack();
-      else showProblem(error instanceof Problem ? error.message : `Something broke: ${error.message}`);
-    }
-  } finally {
-    node.classList.remove("busy");
-    if (conversation === turns) {
-      writing = null;
-      showState();
-    }
-  }
+/** As it was left: an answer that nobody writes any more was broken off. */
+function settled(message) {
+  const isLeft = message.role === "assistant" && message.finish === null && Date.now() - message.updated > STALE_MS;
+  return isLeft ? { ...message, finish: "broken" } : message;
 }
 
-function finish(conversation, text, status) {
-  if (conversation !== turns) return;
-  turns.push({ role: "assistant", content: text });
-  unanswered = null;
-  say(status);
+function lengthOf(messages) {
+  return messages.reduce((sum, { content }) => sum + content.length, 0);
 }
 
-/** The answer; if the conversation no longer fits the model's context, without its oldest turns. */
-async function* piecesOfAnswer(signal) {
-  if (model === null) await findModel();
-  const room = (READ_SHARE * model.contextLen) / tokensPerCharacter;
-  while (charactersOf(turns.slice(firstRead)) > room && forgetOldest());
-  for (;;) {
-    try {
-      yield* answers(turns.slice(firstRead), signal);
-      return;
-    } catch (error) {
-      if (error.code !== "context_length_exceeded" || !forgetOldest()) throw error;
-    }
-  }
+/** What a conversation is called until it is renamed. */
+function titleOf(text) {
+  const line = text.trim().replace(/\s+/g, " ");
+  return line.length > MAX_TITLE ? `${line.slice(0, MAX_TITLE - 1).trimEnd()}\u2026` : line;
 }
 
-/** Leave the oldest question and its answer unread; false if only the last question is left. */
-function forgetOldest() {
-  if (turns.length - firstRead < 3) return false;
-  firstRead += 2;
-  showForgotten();
-  return true;
+/** randomUUID is there on https and on this machine alone. */
+function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
-
-function charactersOf(messages) {
-  return messages.reduce((sum, message) => sum + message.content.length, 0);
-}
-
-/** A question stopped before its answer began returns to where it was typed. */
-function giveBack() {
-  const { content } = turns.at(-1);
-  dropUnanswered();
-  if (question.value === "") question.value = content;
-  fit();
-  say("Stopped.");
-}
-
-function dropUnanswered() {
-  unanswered.node.remove();
-  unanswered.problem?.remove();
-  unanswered = null;
-  turns.pop();
-  element("welcome").hidden = turns.length > 0;
-}
-
-function newChat() {
-  writing?.abort();
-  writing = null;
-  turns = [];
-  firstRead = 0;
-  unanswered = null;
-  transcript.replaceChildren();
-  element("welcome").hidden = false;
-  showState();
-  say("A new chat.");
-  question.focus();
-}
-
-// ----------------------------------------------------------------------------------------- the page
-
-function make(tag, className, text = "") {
-  const node = document.createElement(tag);
-  node.className = className;
-  node.textContent = text;
-  return node;
-}
-
-function addTurn(role, text) {
-  const node = make("article", role === "user" ? "turn user" : "turn assistant busy");
-  node.append(make("span", "unseen", role === "user" ? "You said:" : "The model said:"));
-  node.append(make("p", "words", text));
-  transcript.append(node);
-  return node;
-}
-
-function addNote(node, text) {
-  node.append(make("p", "note", text));
-}
-
-function append(words, text) {
-  const isFollowing = isNearEnd();
-  words.append(text); // a text node: never parsed
-  if (isFollowing) scrollToEnd();
-  else element("latest").hidden = false;
-}
-
-function showProblem(message) {
-  const node = make("div", "problem");
-  const retry = make("button", "quiet", "Try again");
-  retry.type = "button";
-  retry.addEventListener("click", answer);
-  node.append(make("p", "", message), retry);
-  transcript.append(node);
-  unanswered.problem = node;
-  say(message);
-  scrollToEnd();
-}
-
-/** A line above the first turn that the model still reads. */
-function showForgotten() {
-  transcript.querySelector(".forgotten")?.remove();
-  const line = make("p", "forgotten", "What is above no longer fits and is not read");
-  transcript.insertBefore(line, transcript.querySelectorAll(".turn")[firstRead]);
-}
-
-function showState() {
-  element("stop").hidden = writing === null;
-  element("send").hidden = writing !== null;
-  element("send").disabled = question.value.trim() === "";
-}
-
-function say(text) {
-  element("status").textContent = text;
-}
-
-function isNearEnd() {
-  return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_BOTTOM_PX;
-}
-
-function scrollToEnd() {
-  scroller.scrollTop = scroller.scrollHeight;
-  element("latest").hidden = true;
-}
-
-/** The text box grows with its text, up to the height its style allows. */
-function fit() {
-  question.style.height = "auto";
-  question.style.height = `${question.scrollHeight}px`;
-  showState();
-}
-
-composer.addEventListener("submit", (event) => {
-  event.preventDefault();
-  const text = question.value.trim();
-  if (text === "" || writing !== null) return;
-  question.value = "";
-  fit();
-  ask(text);
-});
-
-question.addEventListener("input", fit);
-question.addEventListener("keydown", (event) => {
-  // While an input method composes a character, Enter belongs to it (229: Safari says it late).
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-  event.preventDefault();
-  composer.requestSubmit();
-});
-
-element("stop").addEventListener("click", () => {
-  writing?.abort();
-  question.focus();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") writing?.abort();
-});
-element("new-chat").addEventListener("click", newChat);
-element("latest").addEventListener("click", scrollToEnd);
-scroller.addEventListener("scroll", () => {
-  if (isNearEnd()) element("latest").hidden = true;
-});
-temperature.addEventListener("input", () => {
-  element("temperature-value").textContent = Number(temperature.value).toFixed(1);
-});
-for (const idea of document.querySelectorAll(".idea")) {
-  idea.addEventListener("click", () => ask(idea.textContent));
-}
-
-fit();
-findModel().catch((error) => say(error.message));
