@@ -1,27 +1,48 @@
 """An app -> a running server.   in: a FastAPI app, a host and a port   out: HTTP until a signal
 who calls: cli/serve.py
 
-Read next: server/app.py (the app).
+A signal lets answers that run go on for a while; new ones are refused meanwhile, and what is left
+then is told so and ended.  A second signal does that at once.
+Read next: server/app.py (the app), server/deadlines.py (slow clients).
 """
 
+import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
+import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from nanochat.common.errors import ConfigError
+from nanochat.server.deadlines import Deadlines, connection_type
 
-__all__ = ["Place", "reserve", "serve_app"]
+__all__ = ["Drains", "Place", "reserve", "serve_app"]
 
-# Answers that are being written may go on for so long after the signal to stop.
-DRAIN_S = 3
+LAST_WORDS_S = 2.0  # for telling those who are cut off
+
+
+class Drains(Protocol):
+    """What has to end before the server does: server/admission.py."""
+
+    @property
+    def num_active(self) -> int:
+        """Answers that run or wait."""
+
+    def begin_draining(self) -> None:
+        """Let nobody in any more."""
+
+    def abort_all(self) -> int:
+        """End what runs; how many requests that were."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +51,12 @@ class Place:
 
     socket: socket.socket
     url: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone can reach it."""
+        host: str = self.socket.getsockname()[0]
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 @contextlib.contextmanager
@@ -56,7 +83,16 @@ def reserve(host: str, port: int) -> Iterator[Place]:
         yield Place(socket=bound, url=f"http://{shown}:{bound.getsockname()[1]}")
 
 
-def serve_app(app: FastAPI, place: Place, *, ready: str, is_opened: bool = False) -> None:
+def serve_app(
+    app: FastAPI,
+    place: Place,
+    *,
+    ready: str,
+    is_opened: bool = False,
+    deadlines: Deadlines | None = None,
+    drains: Drains | None = None,
+    drain_s: float = 0.0,
+) -> None:
     """Serve until a signal; `ready` is printed once the server answers.
 
     Raises: KeyboardInterrupt after a clean end by Ctrl-C; SIGTERM just returns.
@@ -64,14 +100,17 @@ def serve_app(app: FastAPI, place: Place, *, ready: str, is_opened: bool = False
     server = _Server(
         uvicorn.Config(
             app,
+            http=connection_type(deadlines or Deadlines()),
+            ws="none",
+            log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=DRAIN_S,
+            timeout_graceful_shutdown=int(LAST_WORDS_S),
         )
     )
-    server.ready = ready
+    server.ready, server.drains, server.drain_s = ready, drains, drain_s
     server.opened_url = place.url if is_opened else None
     server.run(sockets=[place.socket])
     if server.was_interrupted:
@@ -79,10 +118,12 @@ def serve_app(app: FastAPI, place: Place, *, ready: str, is_opened: bool = False
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and ends without the signal being raised again."""
+    """Says when it is ready, drains, and ends without the signal being raised again."""
 
     ready = ""
     opened_url: str | None = None
+    drains: Drains | None = None
+    drain_s = 0.0
     was_interrupted = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -93,6 +134,28 @@ class _Server(uvicorn.Server):
                 open_page = threading.Thread(target=webbrowser.open, args=(self.opened_url,))
                 open_page.daemon = True
                 open_page.start()
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        if self.drains is not None:  # still listening, so that who comes is told to come again
+            await self._drain(self.drains)
+
+    async def _drain(self, drains: Drains) -> None:
+        drains.begin_draining()
+        end_s = time.monotonic() + self.drain_s
+        if drains.num_active:
+            print(
+                f"nanochat: {drains.num_active} answers are still being written, for at most "
+                f"{self.drain_s:g} s; a second signal ends them now",
+                file=sys.stderr,
+                flush=True,
+            )
+        while drains.num_active and not self.force_exit and time.monotonic() < end_s:
+            await asyncio.sleep(0.02)
+        drains.abort_all()
+        end_s = time.monotonic() + LAST_WORDS_S
+        while self.server_state.tasks and time.monotonic() < end_s:
+            await asyncio.sleep(0.02)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,4 +172,5 @@ class _Server(uvicorn.Server):
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.was_interrupted |= number == signal.SIGINT
-        self.handle_exit(number, frame)
+        self.force_exit |= self.should_exit  # the second one
+        self.should_exit = True

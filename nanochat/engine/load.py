@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nanochat.common.errors import ConfigError
+
 if TYPE_CHECKING:
+    import torch
+
     from nanochat.engine.engine import Engine
 
 __all__ = ["EngineSpec", "LoadedEngine", "load_engine"]
@@ -31,6 +35,8 @@ class EngineSpec:
     """Whether every file is compared with its SHA-256."""
     num_threads: int | None = None
     """Of a CPU, for what is computed. None: as many as PyTorch takes by itself."""
+    worker: int | None = None
+    """Which of several engines this is: each has a CUDA device of its own, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,7 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
 
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
-    device = best_device(spec.device)
+    device = _own_device(best_device(spec.device), spec)
     if spec.format == "int8" or spec.format == "int4":
         dtype = torch.float32  # from the most exact weights there are
     else:
@@ -76,6 +82,21 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
     return LoadedEngine(
         engine=engine, is_chat=loaded.is_chat, model_hash=_manifest_hash(loaded.path)
     )
+
+
+def _own_device(device: "torch.device", spec: EngineSpec) -> "torch.device":
+    """The one of this worker: `cuda` means all of them, `cuda:1` just that one."""
+    import torch
+
+    if spec.worker is None or device.type != "cuda" or ":" in (spec.device or ""):
+        return device
+    num_devices = torch.cuda.device_count()
+    if spec.worker >= num_devices:
+        raise ConfigError(
+            f"worker {spec.worker} has no CUDA device of its own: there are {num_devices}, pass "
+            f"--workers {num_devices}"
+        )
+    return torch.device("cuda", spec.worker)
 
 
 def _manifest_hash(path: Path) -> str:

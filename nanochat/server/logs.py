@@ -7,12 +7,14 @@ answers are logged, nor paths that were asked for: only the template of the rout
 Read next: metrics.py (what is counted instead).
 """
 
+import contextlib
 import json
 import logging
 import re
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
@@ -67,18 +69,24 @@ class Structured(logging.Formatter):
         return _escaped(" ".join(words))
 
 
-def set_up_logs(format: LogFormat = "auto", stream: TextIO | None = None) -> logging.Handler:
-    """The handler that from now on writes every record of this process; `auto` is text on a
-    terminal, else JSON."""
+@contextlib.contextmanager
+def set_up_logs(format: LogFormat = "auto", stream: TextIO | None = None) -> Iterator[None]:
+    """Within, every record of this process is a line; `auto` is text on a terminal, else JSON."""
     stream = stream or sys.stderr
     is_json = format == "json" or (format == "auto" and not stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Structured(is_json=is_json))
     root = logging.getLogger()
+    before = (root.handlers, root.level, logger.level)
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logger.setLevel(logging.INFO)
-    return handler
+    try:
+        yield
+    finally:
+        root.handlers = before[0]
+        root.setLevel(before[1])
+        logger.setLevel(before[2])
 
 
 class RequestLog:
