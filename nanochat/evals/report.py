@@ -1,31 +1,26 @@
 """A run -> one page.   in: Report, plain values   out: report.html   who calls: cli (demo)
 (imports no torch)
 
-The page is a single file that loads nothing and runs nothing: no script, no font, no address; a
-policy in its head forbids them too.  All texts are escaped, whatever users and models wrote.
-Read next: curves.py (its drawings), report.css (its looks), exam.py (where the answers come from).
+Read next: page.py (one closed file), curves.py (its drawings), report.css (its looks), exam.py
+(where the answers come from).
 """
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from nanochat.common.files import write_text_atomically
 from nanochat.common.messages import Conversation, Message
 from nanochat.evals.curves import Curve, bars, curve_of, loss_chart
 from nanochat.evals.exam import Exam, ExamAnswer
+from nanochat.evals.page import render_page, safe_text, section, wrapped
 
 __all__ = ["Report", "StageReport", "render_report", "write_report"]
 
 MOST_MISTAKES = 60  # shown in full; of more, how many there are
 DASH = "&ndash;"
 ARROW = '<span class="arrow">&rarr;</span>'
-# Nothing may be loaded or run, even if something slipped through unescaped.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,30 +76,21 @@ def render_report(report: Report) -> str:
         _conversations(report.conversations, report.conversations_note),
         _commands(report.commands),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(report.title)}</title>\n<style>\n{_stylesheet()}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(body)}</main>\n"
-        "<footer><p>This page is one file: it loads nothing and runs nothing, and can be kept, "
-        "sent or printed as it is.</p></footer>\n</body>\n</html>\n"
-    )
+    return render_page(report.title, "".join(body))
 
 
 # -------------------------------------------------------------------------------------- parts
 
 
 def _header(report: Report) -> str:
-    summary = f'<p class="summary">{_text(report.summary)}</p>\n' if report.summary else ""
+    summary = f'<p class="summary">{safe_text(report.summary)}</p>\n' if report.summary else ""
     facts = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>\n"
+        f"<div><dt>{safe_text(name)}</dt><dd>{safe_text(value)}</dd></div>\n"
         for name, value in report.facts
     )
     return (
-        f"<header>\n<h1>{_text(report.title)}</h1>\n{summary}"
-        f"{_wrapped('dl', facts, 'facts')}</header>\n"
+        f"<header>\n<h1>{safe_text(report.title)}</h1>\n{summary}"
+        f"{wrapped('dl', facts, 'facts')}</header>\n"
     )
 
 
@@ -112,7 +98,7 @@ def _glance(stages: Sequence[StageReport], curves: Sequence[Curve]) -> str:
     """What each stage cost and brought, one column each."""
     if not stages:
         return ""
-    head = "".join(f'<th scope="col">{_text(stage.name)}</th>' for stage in stages)
+    head = "".join(f'<th scope="col">{safe_text(stage.name)}</th>' for stage in stages)
     measures = [_measures(stage, curve) for stage, curve in zip(stages, curves, strict=True)]
     rows = "".join(
         f'<tr><th scope="row">{name}</th>'
@@ -121,7 +107,7 @@ def _glance(stages: Sequence[StageReport], curves: Sequence[Curve]) -> str:
         for name in measures[0]
         if any(column[name] for column in measures)
     )
-    return _section(
+    return section(
         "The stages at a glance",
         '<div class="scroll"><table class="glance">\n'
         f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n",
@@ -149,8 +135,8 @@ def _stage(stage: StageReport, curve: Curve, number: int) -> str:
     chart = loss_chart(curve, stage.name, f"stage-{number}")
     figure = f"<figure>{chart}\n{_caption(curve)}</figure>\n" if chart else ""
     plan = "".join(
-        f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td>'
-        f'<td class="reason">{_text(reason)}</td></tr>\n'
+        f'<tr><th scope="row">{safe_text(name)}</th><td>{safe_text(value)}</td>'
+        f'<td class="reason">{safe_text(reason)}</td></tr>\n'
         for name, value, reason in stage.plan_lines
     )
     table = (
@@ -158,9 +144,9 @@ def _stage(stage: StageReport, curve: Curve, number: int) -> str:
         if plan
         else ""
     )
-    return _section(
+    return section(
         stage.name,
-        f'<p class="why">{_text(stage.why)}</p>\n{_wrapped("div", figure + table, "beside")}',
+        f'<p class="why">{safe_text(stage.why)}</p>\n{wrapped("div", figure + table, "beside")}',
         before=f'<span class="number">Stage {number}</span> ',
         kind="stage",
     )
@@ -186,7 +172,7 @@ def _exam(before: Exam | None, after: Exam | None) -> str:
     examples = {answer.category: answer.question for answer in reversed(after.answers)}
     rows = "".join(
         _exam_row(
-            f'{_text(category)}<q class="example">{_text(examples[category])}</q>',
+            f'{safe_text(category)}<q class="example">{safe_text(examples[category])}</q>',
             asked,
             was.get(category, (0, 0))[0] if before else None,
             correct,
@@ -206,7 +192,7 @@ def _exam(before: Exam | None, after: Exam | None) -> str:
         for kind, name in (("before", "before SFT"), ("after", "after SFT"), ("guesser", "guesser"))
         if before or kind != "before"
     )
-    return _section(
+    return section(
         "The examination",
         f"<p>{after.num_asked:,} questions that stand in no training data, in "
         f"{len(after.results)} categories. An answer counts only when all of it is right. The "
@@ -245,15 +231,15 @@ def _mistakes(exam: Exam) -> str:
 
 def _mistake(answer: ExamAnswer) -> str:
     asked = " / ".join(
-        _text(message.content)
+        safe_text(message.content)
         for message in answer.conversation
         if isinstance(message.content, str)
     )
-    said = _text(answer.reply) if answer.reply.strip() else "<i>nothing</i>"
+    said = safe_text(answer.reply) if answer.reply.strip() else "<i>nothing</i>"
     return (
-        f'<li><p class="asked">{_text(answer.category)}: <span dir="auto">{asked}</span></p>\n'
+        f'<li><p class="asked">{safe_text(answer.category)}: <span dir="auto">{asked}</span></p>\n'
         f'<dl><div><dt>said</dt><dd dir="auto">{said}</dd></div>\n'
-        f'<div><dt>right</dt><dd dir="auto">{_text(answer.expected)}</dd></div></dl></li>\n'
+        f'<div><dt>right</dt><dd dir="auto">{safe_text(answer.expected)}</dd></div></dl></li>\n'
     )
 
 
@@ -265,19 +251,19 @@ def _conversations(conversations: Sequence[Conversation], note: str) -> str:
     )
     if not shown:
         return ""
-    paragraph = f"<p>{_text(note)}</p>\n" if note else ""
-    return _section("Conversations", f'{paragraph}<ol class="talks">\n{shown}</ol>\n')
+    paragraph = f"<p>{safe_text(note)}</p>\n" if note else ""
+    return section("Conversations", f'{paragraph}<ol class="talks">\n{shown}</ol>\n')
 
 
 def _message(message: Message) -> str:
     who = {"user": "you", "assistant": "nanochat", "system": "system"}[message.role]
     if isinstance(message.content, str):
-        words = _text(message.content) if message.content.strip() else "<i>nothing</i>"
+        words = safe_text(message.content) if message.content.strip() else "<i>nothing</i>"
     else:
         words = "".join(
-            _text(part.text)
+            safe_text(part.text)
             if part.kind == "text"
-            else f'<code class="{part.kind}">{_text(part.text)}</code>'
+            else f'<code class="{part.kind}">{safe_text(part.text)}</code>'
             for part in message.content
         )
     return (
@@ -290,33 +276,13 @@ def _commands(commands: Sequence[tuple[str, str]]) -> str:
     if not commands:
         return ""
     shown = "".join(
-        f"<li><p>{_text(what)}</p>\n<pre><code>{_text(command)}</code></pre></li>\n"
+        f"<li><p>{safe_text(what)}</p>\n<pre><code>{safe_text(command)}</code></pre></li>\n"
         for command, what in commands
     )
-    return _section("How to go on", f'<ul class="commands">\n{shown}</ul>\n')
+    return section("How to go on", f'<ul class="commands">\n{shown}</ul>\n')
 
 
 # ------------------------------------------------------------------------------------- pieces
-
-
-def _section(heading: str, content: str, *, before: str = "", kind: str = "part") -> str:
-    return f'<section class="{kind}">\n<h2>{before}{_text(heading)}</h2>\n{content}</section>\n'
-
-
-def _wrapped(tag: str, content: str, kind: str) -> str:
-    return f'<{tag} class="{kind}">\n{content}</{tag}>\n' if content else ""
-
-
-def _text(value: str) -> str:
-    """Any text, safe between tags and in quoted attributes; what HTML cannot hold is marked."""
-    clean = "".join(
-        character
-        if (character >= " " and not "\x7f" <= character <= "\x9f") or character in "\n\t"
-        else "\ufffd"
-        for character in value.replace("\r\n", "\n").replace("\r", "\n")
-    )
-    # A lone surrogate is valid in JSON and in Python, but not in UTF-8.
-    return escape(clean.encode(errors="replace").decode())
 
 
 def _column(rows: Iterable[Mapping[str, float]], name: str) -> list[float]:
@@ -351,8 +317,3 @@ def _duration(seconds: float) -> str:
     else:
         parts = [f"{whole // 3600} h", f"{whole % 3600 // 60:02} min"]
     return " ".join(part.replace(" ", "&nbsp;") for part in parts)
-
-
-@cache
-def _stylesheet() -> str:
-    return (files("nanochat.evals") / "report.css").read_text(encoding="utf-8")
