@@ -21,7 +21,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nanochat.server.limits import SECURITY_HEADERS
-from nanochat.server.protocol import ApiError, error_body
+from nanochat.server.errors import ApiError, error_body
 
 __all__ = ["Connection", "Deadlines", "connection_type"]
 
@@ -34,9 +34,9 @@ class Deadlines:
     body_s: float = 30.0
     write_s: float = 30.0
     max_head_bytes: int = 32 << 10
-    max_connections: int = 800
+    max_connections: int = 900
     """A process may usually open 1,024 files."""
-    max_connections_per_client: int = 256
+    max_connections_per_client: int = 512
     """By address; behind a proxy all are one client."""
 
 
