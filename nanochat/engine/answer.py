@@ -56,11 +56,14 @@ class Answer:
         *,
         is_forced: bool = False,
     ) -> TokenEvent:
-        """Append a token; what there is to tell of it.
+        """Append a token, or say which one was promised; what there is to tell of it.
 
         Raises: EngineError if a constraint cannot be followed further.
         """
-        self.sequence.tokens.append(token)
+        if self.sequence.tokens[-1] == NO_TOKEN:
+            self.sequence.tokens[-1] = token
+        else:
+            self.sequence.tokens.append(token)
         self.chooser.add(token)
         self.num_chosen += not is_forced
         if self.tools is not None:
@@ -83,6 +86,16 @@ class Answer:
             is_forced=is_forced,
             finish_reason=reason,
         )
+
+    def promise(self) -> None:
+        """Its next token has been chosen, and is not known here yet."""
+        self.sequence.tokens.append(NO_TOKEN)
+
+    @property
+    def ends_next(self) -> bool:
+        """Whether the token that is promised is the last, whichever it is."""
+        is_full = len(self.sequence.tokens) >= self.sequence.limit
+        return is_full or self.num_chosen + 1 >= self.request.sampling.max_tokens
 
     def ended(self, reason: FinishReason) -> TokenEvent:
         """The event of an end that no token brought."""

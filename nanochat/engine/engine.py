@@ -32,7 +32,8 @@ from nanochat.engine.faults import Load, explained, overflowed
 from nanochat.engine.forward import FormatName, Forward
 from nanochat.engine.groups import Group, TextScore, score_groups
 from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
-from nanochat.engine.request import BeyondContext, PromptLogprob, Request, TokenEvent
+from nanochat.engine.late import Chosen
+from nanochat.engine.request import NO_TOKEN, BeyondContext, PromptLogprob, Request, TokenEvent
 from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of

@@ -33,8 +33,9 @@ class Load(NamedTuple):
 
 def overflowed(answer: Answer) -> EngineError:
     """The model's numbers are none any more."""
+    num_tokens = len(answer.sequence.tokens) - 1  # the last is the one that could not be chosen
     return EngineError(
-        f"the model's numbers overflowed after {len(answer.sequence.tokens)} tokens: its weights "
+        f"the model's numbers overflowed after {num_tokens} tokens: its weights "
         "may be damaged; try --dtype float32"
     )
 

@@ -24,9 +24,11 @@ from nanochat.engine.attend import attend_piece, attend_row
 from nanochat.engine.choice import Chooser
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
+from nanochat.engine.late import Late
 from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
 from nanochat.engine.paged import PagedDecode, capture_for
 from nanochat.engine.request import NO_TOKEN
+from nanochat.engine.transfer import send
 from nanochat.engine.weights import fuse
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import RotaryTable
@@ -150,15 +152,17 @@ class Forward:
         positions_B: Sequence[int],
         tables: Sequence[Tables],
         memory: KVMemory,
+        late: Late | None = None,
     ) -> Tensor:
-        """Feed one token of every row; its normed stream.
+        """Feed one token of every row; its normed stream.  Where the token is `late`, what
+        tokens_B says is not looked at.
 
         Shapes: -> hidden_BD.
         Raises: EngineError for a token outside the vocabulary.
         """
         self._check(tokens_B, previous_B)
         if self.device.type != "cpu":
-            return self._decode_paged(tokens_B, previous_B, positions_B, tables, memory)
+            return self._decode_paged(tokens_B, previous_B, positions_B, tables, memory, late)
         num_rows = len(tokens_B)
         runs = {
             window: [
@@ -177,6 +181,8 @@ class Forward:
             ]
         )
         tokens, _, positions, *slots = numbers.split(num_rows)
+        if late is not None:
+            late.put(tokens)
         step = Step(
             pairs=numbers.narrow(0, 0, 2 * num_rows),
             tokens_B=tokens,
@@ -206,6 +212,7 @@ class Forward:
         positions_B: Sequence[int],
         tables: Sequence[Tables],
         memory: KVMemory,
+        late: Late | None,
     ) -> Tensor:
         """The same by recorded steps.   Shapes: -> hidden_BD."""
         if self._paged is None or self._paged.memory is not memory:
@@ -220,7 +227,7 @@ class Forward:
         none = self.config.padded_vocab_size
         previous = [none if token == NO_TOKEN else token for token in previous_B]
         rotation_SE = self._rotation(max(positions_B))
-        return self._paged(tokens_B, previous, positions_B, rotation_SE, tables)
+        return self._paged(tokens_B, previous, positions_B, rotation_SE, tables, late)
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -332,7 +339,7 @@ class Forward:
         return self._rotation_SE
 
     def _long(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+        return send(numbers, self.device)
 
     # ----------------------------------------------------------------------------- weights
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from nanochat.engine.blocks import BLOCK_TOKENS
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window
+from nanochat.engine.late import Late
 from nanochat.engine.weights import Weights
 from nanochat.model.config import GPTConfig
 
@@ -74,6 +75,7 @@ class PagedDecode:
         positions: Sequence[int],
         rotation_SE: Tensor,
         tables: Sequence[Mapping[Window, Table]],
+        late: Late | None = None,
     ) -> Tensor:
         """Feed one token of every row; `previous` is the table's row of zeros where there is none.
 
@@ -95,6 +97,8 @@ class PagedDecode:
         recorded = self._recorded[key]
         recorded.fill([tokens[row] for row in order], [previous[row] for row in order],
                       [positions[row] for row in order], rotation_SE, groups)  # fmt: skip
+        if late is not None:
+            late.put(recorded.step.tokens_B)
         return recorded.run()[:num_rows].clone()
 
     def record(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -172,16 +176,21 @@ class _Recorded:
         groups: Mapping[Window, Sequence[tuple[list[int], int, int]]],
     ) -> None:
         """This step's values into the fixed tensors."""
-        self.step.pairs.copy_(torch.tensor([*tokens, *previous]))
-        self.positions_B.copy_(torch.tensor(positions))
+        self._fill(self.step.pairs, [*tokens, *previous])
+        self._fill(self.positions_B, positions)
         self.step.rotation_BE.copy_(rotation_SE[self.positions_B])
         for window, rows in groups.items():
             seen = self.seen[window]
             width = seen.blocks_BC.size(1)
             blocks = [numbers + [numbers[-1]] * (width - len(numbers)) for numbers, _, _ in rows]
-            seen.blocks_BC.copy_(torch.tensor(blocks))
-            seen.start_B.copy_(torch.tensor([start for _, start, _ in rows]))
-            seen.slot_B.copy_(torch.tensor([slot for _, _, slot in rows]))
+            self._fill(seen.blocks_BC, blocks)
+            self._fill(seen.start_B, [start for _, start, _ in rows])
+            self._fill(seen.slot_B, [slot for _, _, slot in rows])
+
+    @staticmethod
+    def _fill(fixed: Tensor, numbers: Sequence[int] | Sequence[list[int]]) -> None:
+        """Without waiting for the device."""
+        fixed.copy_(torch.tensor(numbers), non_blocking=True)
 
     def run(self) -> Tensor:
         """The step; recorded the first time, when the tensors hold real values."""

@@ -26,6 +26,7 @@ from nanochat.engine.filters import (
     pick,
 )
 from nanochat.engine.request import SamplingParams
+from nanochat.engine.transfer import send
 
 __all__ = ["Chooser", "Sampled", "sample", "uniform"]
 
@@ -167,7 +168,7 @@ def _choose(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
     tokens_B = torch.empty(len(choosers), dtype=torch.int64, device=logits_BV.device)
     for way in ways:
         rows = [row for row, chooser in enumerate(choosers) if chooser.way == way]
-        rows_N = torch.tensor(rows, device=logits_BV.device)
+        rows_N = send(rows, logits_BV.device)
         tokens_B[rows_N] = _choose_alike(logits_BV[rows_N], [choosers[row] for row in rows])
     return tokens_B
 
@@ -217,7 +218,7 @@ def _weights_of_all(scaled_BV: Tensor, all_params: Sequence[SamplingParams]) -> 
     rows = [row for row, params in enumerate(all_params) if params.top_p < 1.0]
     if rows:
         [top_p_N1] = _columns(scaled_BV.device, [all_params[row].top_p for row in rows])
-        rows_N = torch.tensor(rows, device=scaled_BV.device)
+        rows_N = send(rows, scaled_BV.device)
         weights_BV[rows_N] = keep_nucleus(weights_BV[rows_N], scaled_BV[rows_N], top_p_N1)
     return _at_least_min_p(weights_BV, all_params)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nanochat.engine.forward import Forward, Piece
 from nanochat.engine.kvmemory import KVMemory
+from nanochat.engine.late import Chosen
 from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.sequence import Chunk, Copies, Sequence, StepPlan
@@ -56,8 +57,11 @@ class Steps:
         1, and how many of the likeliest are told."""
 
     @torch.inference_mode()
-    def run(self) -> Fed:
-        """Plan and compute one step; nothing in it if nothing could be planned."""
+    def run(self, chosen: Chosen | None = None) -> Fed:
+        """Plan and compute one step; nothing in it if nothing could be planned.
+
+        `chosen` has the tokens of the step before, if nobody has read them yet.
+        """
         plan = self.scheduler.plan()
         scored_chunks = [c for c in plan.prefill if self._is_scored(c)]
         other_chunks = [c for c in plan.prefill if not self._is_scored(c)]
@@ -65,7 +69,7 @@ class Steps:
         ready: list[Sequence] = []
         scored: list[Scored] = []
         if plan.decode:
-            hidden.append(self._decode(plan.decode))
+            hidden.append(self._decode(plan.decode, chosen))
             ready += plan.decode
         if other_chunks:
             last_ND = self.forward.prefill(
@@ -89,13 +93,16 @@ class Steps:
         for window, pairs in copies.items():
             self.memory.copy_blocks(window, pairs)
 
-    def _decode(self, sequences: Items[Sequence]) -> Tensor:
+    def _decode(self, sequences: Items[Sequence], chosen: Chosen | None) -> Tensor:
+        late = chosen.late(sequences) if chosen else None
+        unread = set(late.rows) if late else ()
         return self.forward.decode(
-            [sequence.tokens[-1] for sequence in sequences],
+            [0 if row in unread else each.tokens[-1] for row, each in enumerate(sequences)],
             [_before(sequence, len(sequence.tokens) - 1) for sequence in sequences],
             [len(sequence.tokens) - 1 for sequence in sequences],
             [sequence.tables for sequence in sequences],
             self.memory,
+            late,
         )
 
     def _is_scored(self, chunk: Chunk) -> bool:

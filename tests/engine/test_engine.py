@@ -311,10 +311,10 @@ def broken_steps(engine: Engine, errors: list[Exception | None]) -> Callable[...
     """The engine's steps, failing at those that have an error."""
     run = engine.steps.run
 
-    def step() -> Any:
+    def step(chosen: Any = None) -> Any:
         if errors and (error := errors.pop(0)):
             raise error
-        return run()
+        return run(chosen)
 
     return step
 
