@@ -18,7 +18,7 @@ __all__ = ["ShareRow", "interval_bar", "interval_chart"]
 
 WIDTH, LEFT, RIGHT = 560.0, 196.0, 500.0  # names stand before the plot, values behind it
 ROW_HEIGHT, TOP, AXIS_HEIGHT = 22.0, 30.0, 26.0
-MOST_LETTERS = 30  # of a name, in the room before the plot
+MOST_LETTERS = 26  # of a name, in the room before the plot
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,14 @@ from nanochat.evals.intervals import ScoredTask, bootstrap_composite
 from nanochat.evals.results import Composite, EvalResult, SampleRecord, TaskResult
 from nanochat.evals.task import Sample, Verdict
 
-__all__ = ["choice_record", "make_bits", "make_result", "make_task", "written_record"]
+__all__ = [
+    "choice_record",
+    "make_bits",
+    "make_composite",
+    "make_result",
+    "make_task",
+    "written_record",
+]
 
 
 def make_result(

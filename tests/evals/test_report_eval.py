@@ -253,7 +253,7 @@ def test_better_lies_to_the_right_and_guessing_is_marked() -> None:
     first, second = (float(x) for x in re.findall(r'<circle class="task" cx="([^"]+)"', svg))
     guesser = float(re.search(r'class="guesser" d="M([\d.]+)', svg)[1])  # type: ignore[index]
     assert first == pytest.approx(guesser) and second > first
-    assert "b" * 27 + "..." in svg and "none" not in svg
+    assert "b" * 23 + "..." in svg and "none" not in svg
     assert "&lt;Title&gt;" in svg and "a: 0.000, from -0.100 to 0.100." in svg
     assert interval_chart([], "t", "u", "c") == ""
 
