@@ -3,15 +3,16 @@ who calls: decode.py
 
 The architecture is Llama's, which every build of llama.cpp knows; its three matrices of the MLP are
 as wide as makes them as large as our two.  Weights are noise: what is measured is reading them.
+A server needs a vocabulary too; it is written as SentencePiece's, which needs no merges.
 Source: github.com/ggml-org/ggml docs/gguf.md, version 3; block_q8_0 and block_q4_0 in
         ggml-common.h.
 Read next: peer_decode.py (what runs it).
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,15 +24,22 @@ FORMATS = {"bf16": 30, "q8_0": 8, "q4_0": 2}
 """ggml's numbers of the types."""
 F32 = 0
 ALIGNMENT = 32
-U32, FLOAT32, STRING = 4, 6, 8  # types of metadata values
+U32, I32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9  # types of metadata values
+NORMAL, CONTROL, BYTE = 1, 3, 6  # kinds of tokens
 BLOCK = 32  # weights that share a scale
 
 
-def write_gguf(path: Path, config: GPTConfig, format: str) -> int:
-    """Write the file; the number of weights in its matrices, without the token table."""
+def write_gguf(
+    path: Path, config: GPTConfig, format: str, *, tokens: Sequence[bytes] | None = None
+) -> int:
+    """Write the file; the number of weights in its matrices, without the token table.
+
+    `tokens` begin with the 256 bytes; what the vocabulary has beyond them is special.  None: no
+    vocabulary.
+    """
     width, ffn = config.model_dim, _ffn_width(config.model_dim)
     kv_width = config.num_kv_heads * config.head_dim
-    metadata: list[tuple[str, int, str | int | float]] = [
+    metadata: list[tuple[str, int, Any]] = [
         ("general.architecture", STRING, "llama"),
         ("llama.context_length", U32, config.context_len),
         ("llama.embedding_length", U32, width),
@@ -42,7 +50,8 @@ def write_gguf(path: Path, config: GPTConfig, format: str) -> int:
         ("llama.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5),
         ("llama.rope.dimension_count", U32, config.head_dim),
         ("llama.vocab_size", U32, config.padded_vocab_size),
-        ("tokenizer.ggml.model", STRING, "no_vocab"),
+        *([("tokenizer.ggml.model", STRING, "no_vocab")] if tokens is None else []),
+        *(_vocabulary(tokens, config.padded_vocab_size) if tokens is not None else []),
     ]
     kind = FORMATS[format]
     tensors: list[tuple[str, tuple[int, ...], int]] = [
@@ -80,6 +89,24 @@ def write_gguf(path: Path, config: GPTConfig, format: str) -> int:
         for _, shape, type_number in tensors:
             _write_tensor(file, shape, type_number, generator)
     return sum(shape[0] * shape[1] for _, shape, _ in tensors[1:] if len(shape) == 2)
+
+
+def _vocabulary(tokens: Sequence[bytes], vocab_size: int) -> list[tuple[str, int, Any]]:
+    texts = [f"<0x{byte:02X}>" for byte in range(256)]
+    texts += [token.decode().replace(" ", "\u2581") for token in tokens[256:]]
+    num_special = vocab_size - len(texts)
+    kinds = [BYTE] * 256 + [NORMAL] * (len(texts) - 256) + [CONTROL] * num_special
+    special = range(len(texts), vocab_size)
+    texts += [f"<|special_{token}|>" for token in special]
+    return [
+        ("tokenizer.ggml.model", STRING, "llama"),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, texts)),
+        ("tokenizer.ggml.scores", ARRAY, (FLOAT32, [-float(rank) for rank in range(vocab_size)])),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, kinds)),
+        ("tokenizer.ggml.bos_token_id", U32, special[0]),
+        ("tokenizer.ggml.eos_token_id", U32, special[1]),
+        ("tokenizer.ggml.unknown_token_id", U32, special[2]),
+    ]
 
 
 def _ffn_width(width: int) -> int:
@@ -127,7 +154,11 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-def _value(kind: int, value: str | int | float) -> bytes:
-    if isinstance(value, str):
+def _value(kind: int, value: Any) -> bytes:
+    if kind == ARRAY:
+        inner, items = value
+        head = struct.pack("<IQ", inner, len(items))
+        return head + b"".join(_value(inner, item) for item in items)
+    if kind == STRING:
         return _string(value)
-    return struct.pack("<f" if kind == FLOAT32 else "<I", value)
+    return struct.pack({FLOAT32: "<f", I32: "<i", U32: "<I"}[kind], value)

@@ -67,6 +67,7 @@ VERBS = (
     Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
     Verb("compare", "measuring", "which differences between evaluations are real"),
     Verb("bench decode", "measuring", "decoding speed, beside karpathy/nanochat's and llama.cpp's"),
+    Verb("bench serve", "measuring", "what many users notice of a server, beside peers' servers"),
     Verb(
         "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"
     ),

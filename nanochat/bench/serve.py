@@ -1,0 +1,295 @@
+"""How a server stands up to users.   in: a server, or a model to serve; users; peers
+out: one JSON object   who calls: cli/bench_serve.py, scripts/soak_serve.py
+
+A server of ours is started as `nanochat serve` in a process of its own, on a free port, and ended
+when everything is measured; without a model, one with random weights is written first.  The
+generator shares the machine's cores with the server: its share stands in every row.
+`engine` is the same load on the engine alone, before and after the server's turn, in the same run:
+what HTTP costs is the ratio.  Peers run one after the other, never beside ours.
+Read next: load.py (the load), load_engine.py, peer_serve.py (the peers).
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nanochat.bench.load import Load, Workload, address_of, calibrated, get, run_load
+from nanochat.bench.load_client import ChatDialect
+from nanochat.bench.load_engine import EngineLoad, engine_rates
+from nanochat.bench.load_model import made_up_tokens, write_random_run
+from nanochat.bench.load_wire import WireError
+from nanochat.bench.peer_serve import PeerModel, llama_server, nanochat_server
+from nanochat.common.device import best_device, machine_name
+from nanochat.common.errors import EngineError
+from nanochat.engine.load import EngineSpec
+from nanochat.engine.request import SamplingParams
+from nanochat.model.config import GPTConfig
+from nanochat.tokenizer.chat import stop_tokens
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["ServeBench", "Served", "bench_serve", "serving"]
+
+START_S = 600  # loading, and the choice of operators on a machine that was never seen
+STOP_S = 30
+TEMPLATE_TOKENS = 4  # of a conversation of one question, beside its words
+MOST_ROWS = 64  # answers at once: no user of a small bench waits for another
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeBench:
+    """What is measured: a server at `url`, or one of `model`, or one of random weights."""
+
+    load: Load
+    users: tuple[int, ...] = ()
+    """Closed loops of so many; none: the open loop that `load` describes."""
+    url: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+    depth: int = 12
+    vocab_size: int = 32_768
+    head_dim: int = 128
+    format: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    device: str | None = None
+    is_beside_engine: bool = False
+    """Whether the engine alone is measured too."""
+    ignores_eos: bool = False
+    """Whether answers go on past their natural end."""
+    server_flags: tuple[str, ...] = ()
+    """Further flags of `nanochat serve`."""
+    llama_server: Path | None = None
+    peer_nanochat: Path | None = None
+    peer_python: Path | None = None
+    """The interpreter that runs karpathy/nanochat. None: this one."""
+    home: Path | None = None
+
+    def model_config(self) -> GPTConfig:
+        """The model of that depth."""
+        return GPTConfig.from_depth(self.depth, vocab_size=self.vocab_size, head_dim=self.head_dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A server that answers."""
+
+    url: str
+    model: str
+    """What it calls its model."""
+    process_id: int
+
+
+def bench_serve(bench: ServeBench) -> dict[str, Any]:
+    """`rows` of ours, one for each number of users, `engine`, `peers`, and their ratios.
+
+    Raises: EngineError if a server does not start, or answers with nothing but errors.
+    """
+    with tempfile.TemporaryDirectory(prefix="nanochat_bench_") as folder:
+        if bench.url is not None:
+            return _result(bench, _rows_at(bench, bench.url), {}, {})
+        reference = bench.model
+        if reference is None:
+            reference = str(write_random_run(Path(folder) / "home", bench.model_config()))
+        before = _engine(bench, reference)
+        with serving(reference, flags=_flags(bench), home=bench.home) as served:
+            rows = _rows_at(bench, served.url)
+        engine = _between(before, _engine(bench, reference))
+        return _result(bench, rows, engine, _peers(bench, Path(folder)))
+
+
+@contextlib.contextmanager
+def serving(model: str, *, flags: Sequence[str] = (), home: Path | None = None) -> Iterator[Served]:
+    """`nanochat serve` on a free port, as long as the block lasts.
+
+    Raises: EngineError with its last line if it does not start.
+    """
+    command = [sys.executable, "-m", "nanochat", "serve", model, "--port", "0", "--json", *flags]
+    if home is not None:
+        command += ["--home", str(home)]
+    root = str(Path(__file__).resolve().parent.parent.parent)  # this package, whatever is installed
+    environment = {**os.environ, "PYTHONPATH": root}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        try:
+            ready = _ready(process)
+            if ready is None:
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
+                raise EngineError(f"nanochat serve {model} did not start: {last}")
+            yield Served(url=ready["url"], model=ready["model"], process_id=process.pid)
+        finally:
+            _end(process)
+
+
+def _ready(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
+    """What its ready line says; None if it ended instead."""
+    timer = threading.Timer(START_S, process.kill)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                content = json.loads(line)
+                if isinstance(content, dict) and "url" in content:
+                    return content
+        return None
+    finally:
+        timer.cancel()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _flags(bench: ServeBench) -> list[str]:
+    num_rows = max([MOST_ROWS, *bench.users])
+    flags = ["--dtype", bench.format, "--max-rows", str(num_rows), *bench.server_flags]
+    return flags if bench.device is None else [*flags, "--device", bench.device]
+
+
+# ------------------------------------------------------------------------------------- rows
+
+
+def _rows_at(bench: ServeBench, url: str) -> list[dict[str, Any]]:
+    """A row for each number of users."""
+    address = address_of(url, api_key=bench.api_key)
+    try:
+        status, body = get(address, "/v1/models")
+        names = [model["id"] for model in json.loads(body)["data"]]
+    except (OSError, WireError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{url}: no models at /v1/models ({error}): is a server there?") from None
+    dialect = ChatDialect(model=names[0], fields=_fields(bench))
+    workload = calibrated(address, dialect, bench.load.workload)
+    return [run_load(address, dialect, load) for load in _loads(bench, workload)]
+
+
+def _fields(bench: ServeBench) -> dict[str, Any]:
+    """What makes answers as long as they are asked to be; other servers know `ignore_eos`."""
+    if not bench.ignores_eos:
+        return {}
+    if bench.url is not None or bench.model is not None:
+        return {"ignore_eos": True}
+    tokenizer = Tokenizer(made_up_tokens(bench.vocab_size))
+    return {"logit_bias": {str(token): -100 for token in stop_tokens(tokenizer)}}
+
+
+def _loads(bench: ServeBench, workload: Workload) -> list[Load]:
+    load = replace(bench.load, workload=workload)
+    return [replace(load, users=users, rate=None) for users in bench.users] or [load]
+
+
+def _engine(bench: ServeBench, reference: str) -> dict[int, dict[str, float]]:
+    """The engine alone, half of the time."""
+    if not bench.is_beside_engine or not bench.users:
+        return {}
+    spec = EngineSpec(
+        model=reference,
+        home=bench.home,
+        device=bench.device,
+        format=bench.format,
+        max_rows=max([MOST_ROWS, *bench.users]),
+    )
+    load = EngineLoad(
+        spec=spec,
+        workload=replace(bench.load.workload, template_tokens=TEMPLATE_TOKENS),
+        sampling=SamplingParams(),
+        users=bench.users,
+        seconds=bench.load.seconds / 2,
+        warmup_s=bench.load.warmup_s,
+    )
+    return engine_rates(load)
+
+
+def _between(
+    before: Mapping[int, Mapping[str, float]], after: Mapping[int, Mapping[str, float]]
+) -> dict[int, dict[str, float]]:
+    """Both, and their mean: whatever else the machine does falls on all turns alike."""
+    return {
+        users: {
+            "tokens_per_s": (first["tokens_per_s"] + after[users]["tokens_per_s"]) / 2,
+            "tokens_per_s_before": first["tokens_per_s"],
+            "tokens_per_s_after": after[users]["tokens_per_s"],
+            "ttft_s": (first["ttft_s"] + after[users]["ttft_s"]) / 2,
+        }
+        for users, first in before.items()
+    }
+
+
+def _peers(bench: ServeBench, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each peer, at the same numbers of users."""
+    peers = {}
+    model = PeerModel(
+        config=bench.model_config(),
+        format=bench.format,
+        folder=folder,
+        num_users=max([1, *bench.users]),
+    )
+    if bench.llama_server is not None:
+        with llama_server(bench.llama_server, model) as (address, tokens_dialect):
+            peers[f"llama_server_{model.llama_format}"] = [
+                run_load(address, tokens_dialect, load)
+                for load in _loads(bench, bench.load.workload)
+            ]
+    if bench.peer_nanochat is not None:
+        python = bench.peer_python or Path(sys.executable)
+        workload = replace(bench.load.workload, template_tokens=TEMPLATE_TOKENS)
+        with nanochat_server(bench.peer_nanochat, python, model) as (address, private_dialect):
+            peers["nanochat_chat_web"] = [
+                run_load(address, private_dialect, load) for load in _loads(bench, workload)
+            ]
+    return peers
+
+
+def _result(
+    bench: ServeBench,
+    rows: list[dict[str, Any]],
+    engine: dict[int, dict[str, float]],
+    peers: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    for row in rows:
+        beside = engine.get(row["users"])
+        row["engine_tokens_per_s"] = beside and beside["tokens_per_s"]
+        row["over_engine"] = beside and row["output_tokens_per_s"] / beside["tokens_per_s"]
+    workload = bench.load.workload
+    return {
+        "machine": machine_name(best_device(bench.device)),
+        "model": bench.url or bench.model or f"random weights of depth {bench.depth}",
+        "dtype": bench.format,
+        "prompt_tokens": asdict(workload.prompt),
+        "output_tokens": asdict(workload.output),
+        "seed": workload.seed,
+        "warmup_s": bench.load.warmup_s,
+        "rows": rows,
+        "engine": engine,
+        "peers": peers,
+        "ratios": {name: _ratios(rows, theirs) for name, theirs in peers.items()},
+    }
+
+
+def _ratios(
+    rows: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> list[float | None]:
+    """Our output tokens a second over a peer's, at each number of users."""
+    pairs = zip(rows, theirs, strict=True)
+    return [
+        mine["output_tokens_per_s"] / peer["output_tokens_per_s"]
+        if peer["output_tokens_per_s"]
+        else None
+        for mine, peer in pairs
+    ]
