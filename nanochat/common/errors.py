@@ -20,7 +20,7 @@ A message states the fact with its values, what was expected, and the remedy:
 `prompt has 2310 tokens but the context is 2048: shorten it, or drop --strict`.
 To add one: choose the category a caller would catch, inherit the standard type that fits, name it
 in `__all__`, and keep its arguments to one message so that it survives pickling.
-Read next: cli/main.py (which turns these into exit code 2), server/protocol.py (HTTP bodies).
+Read next: cli/main.py (which turns these into exit code 2), server/errors.py (HTTP bodies).
 """
 
 __all__ = [

@@ -24,8 +24,8 @@ import nanochat
 from nanochat.engine.stats import EngineStats
 from nanochat.server.admission import Admission
 from nanochat.server.cache import ResponseCache
+from nanochat.server.errors import ApiError
 from nanochat.server.metrics import Gauge, Metrics
-from nanochat.server.protocol import ApiError
 
 __all__ = ["Operations", "admin_routes"]
 
@@ -42,18 +42,21 @@ class Operations:
         cache: ResponseCache | None,
         engine_stats: Callable[[], EngineStats],
         *,
+        loads: Callable[[], tuple[int, ...]],
         is_admin_open: bool = True,
     ) -> None:
         self.admission, self.cache = admission, cache
         self.metrics: Metrics = admission.metrics
         self.is_admin_open = is_admin_open
-        self._engine_stats = engine_stats
+        self._engine_stats, self._loads = engine_stats, loads
         self._rate = _Rate(lambda: self.metrics.value("generation_tokens_total"))
         self.metrics.watch(self.gauges)
 
     def numbers(self) -> dict[str, Any]:
         """What is going on, as JSON."""
-        engine = EngineStats(*self._engine_stats())
+        engine, loads = EngineStats(*self._engine_stats()), self._loads()
+        rows = self.admission.settings.max_active // len(loads)
+        num_busy = sum(load >= rows for load in loads)
         return {
             "running": self.admission.num_active - self.admission.num_waiting,
             "waiting": self.admission.num_waiting,
@@ -62,6 +65,9 @@ class Operations:
             "kv_cache_usage": round(engine.kv_usage, 4),
             "tokens_per_s": round(self._rate.per_s(), 1),
             "is_draining": self.admission.is_draining,
+            "total_workers": len(loads),
+            "busy_workers": num_busy,
+            "available_workers": len(loads) - num_busy,
             "cache": None if self.cache is None else self.cache.stats()._asdict(),
         }
 

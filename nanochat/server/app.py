@@ -5,7 +5,7 @@
     GET  /health                whether the server answers
     GET  /                      the chat page and its files
 The app holds no global state, so that several can live in one process.
-Read next: stream.py (what happens to an answer), protocol.py (bodies), limits.py (what is refused).
+Read next: stream.py (what happens to an answer), requests.py (bodies), limits.py (what is refused).
 """
 
 import asyncio
@@ -22,17 +22,11 @@ from starlette.exceptions import HTTPException
 from nanochat.common.errors import DataError, NanochatError, Overloaded, RequestTooLong
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.engine.request import SamplingParams
+from nanochat.server.errors import ApiError, error_body, to_api_error, validation_error
 from nanochat.server.limits import Guard, Limits
 from nanochat.server.page import page_routes
-from nanochat.server.protocol import (
-    ApiError,
-    ChatRequest,
-    completion_body,
-    error_body,
-    models_body,
-    to_api_error,
-    validation_error,
-)
+from nanochat.server.requests import ChatRequest
+from nanochat.server.responses import completion_body, models_body
 from nanochat.server.stream import Answer, EngineDoor, EventStream, while_connected
 from nanochat.tokenizer.chat import render_prompt, stop_tokens
 from nanochat.tokenizer.tokenizer import Tokenizer, replace_surrogates

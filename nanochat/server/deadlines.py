@@ -20,8 +20,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from nanochat.server.limits import SECURITY_HEADERS
 from nanochat.server.errors import ApiError, error_body
+from nanochat.server.limits import SECURITY_HEADERS
 
 __all__ = ["Connection", "Deadlines", "connection_type"]
 

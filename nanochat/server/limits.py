@@ -18,8 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat.server.errors import ApiError, error_body
 from nanochat.server.keys import Keys
-from nanochat.server.protocol import ApiError, error_body
 
 __all__ = [
     "LOOPBACK_HOSTS",

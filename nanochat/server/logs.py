@@ -21,9 +21,9 @@ from typing import Any, Literal, TextIO
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat.server.errors import to_api_error
 from nanochat.server.limits import answer_error
 from nanochat.server.metrics import Metrics
-from nanochat.server.protocol import to_api_error
 
 __all__ = ["LogFormat", "RequestLog", "Structured", "request_id", "set_up_logs"]
 

@@ -3,7 +3,7 @@ who calls: app.py
 
 The engine's thread hands events to the event loop, which never waits for it.  Who goes away is
 noticed while waiting, with or without streaming, and the engine drops the request within a step.
-Read next: app.py, protocol.py (the frames' bodies).
+Read next: app.py, responses.py (the frames' bodies).
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.common.errors import Aborted
 from nanochat.engine.request import FinishReason, Request, TokenEvent
-from nanochat.server.protocol import Usage, chunk_body, error_body, to_api_error
+from nanochat.server.errors import error_body, to_api_error
+from nanochat.server.responses import Usage, chunk_body
 
 __all__ = ["Answer", "EngineDoor", "EventStream", "while_connected"]
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from nanochat.server.protocol import ChatMessage, StreamOptions
+from nanochat.server.requests import ChatMessage, StreamOptions
 
 pytestmark = pytest.mark.req("FR-080", "FR-062")
 
