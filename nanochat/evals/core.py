@@ -27,7 +27,7 @@ from nanochat.evals.intervals import ScoredTask, bootstrap_composite
 from nanochat.evals.results import Composite, TaskResult
 from nanochat.evals.task import Sample, Selection, Task
 
-__all__ = ["BASELINES_V2", "CORE_TASKS", "core_composites"]
+__all__ = ["BASELINES_V2", "CORE_TABLE", "CORE_TASKS", "CoreEntry", "core_composites"]
 
 SHUFFLE_SEED, EXAMPLES_SEED = 1337, 1234
 MOST_MISSING_NAMED = 3  # a set that lacks more is no version of CORE at all
@@ -36,7 +36,7 @@ CoreKind = Literal["multiple_choice", "schema", "language_modeling"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class CoreEntry:
     """One line of the table; what it says of a task is in core.yaml and eval_meta_data.csv."""
 
     label: str
@@ -52,21 +52,21 @@ class _Entry:
 _MC: CoreKind = "multiple_choice"
 _LM: CoreKind = "language_modeling"
 _SC: CoreKind = "schema"
-_TABLE = (
-    _Entry("hellaswag_zeroshot", _MC, 0, " ", "language_understanding/hellaswag", 25),
-    _Entry("jeopardy", _LM, 10, "\nAnswer: ", "world_knowledge/jeopardy_all", 0),
-    _Entry("bigbench_qa_wikidata", _LM, 10, " ", "world_knowledge/bigbench_qa_wikidata", 0),
-    _Entry("arc_easy", _MC, 10, "\nAnswer: ", "world_knowledge/arc_easy", 25),
-    _Entry("arc_challenge", _MC, 10, "\nAnswer: ", "world_knowledge/arc_challenge", 25),
-    _Entry("copa", _MC, 0, " ", "commonsense_reasoning/copa", 50),
-    _Entry("commonsense_qa", _MC, 10, " ", "commonsense_reasoning/commonsense_qa", 20),
-    _Entry("piqa", _MC, 10, "\nAnswer: ", "commonsense_reasoning/piqa", 50),
-    _Entry("openbook_qa", _MC, 0, " ", "commonsense_reasoning/openbook_qa", 25),
-    _Entry("lambada_openai", _LM, 0, " ", "language_understanding/lambada_openai", 0),
-    _Entry("hellaswag", _MC, 10, " ", "language_understanding/hellaswag", 25),
-    _Entry("winograd", _SC, 0, " ", "language_understanding/winograd_wsc", 50),
-    _Entry("winogrande", _SC, 0, " ", "language_understanding/winogrande", 50),
-    _Entry(
+CORE_TABLE = (
+    CoreEntry("hellaswag_zeroshot", _MC, 0, " ", "language_understanding/hellaswag", 25),
+    CoreEntry("jeopardy", _LM, 10, "\nAnswer: ", "world_knowledge/jeopardy_all", 0),
+    CoreEntry("bigbench_qa_wikidata", _LM, 10, " ", "world_knowledge/bigbench_qa_wikidata", 0),
+    CoreEntry("arc_easy", _MC, 10, "\nAnswer: ", "world_knowledge/arc_easy", 25),
+    CoreEntry("arc_challenge", _MC, 10, "\nAnswer: ", "world_knowledge/arc_challenge", 25),
+    CoreEntry("copa", _MC, 0, " ", "commonsense_reasoning/copa", 50),
+    CoreEntry("commonsense_qa", _MC, 10, " ", "commonsense_reasoning/commonsense_qa", 20),
+    CoreEntry("piqa", _MC, 10, "\nAnswer: ", "commonsense_reasoning/piqa", 50),
+    CoreEntry("openbook_qa", _MC, 0, " ", "commonsense_reasoning/openbook_qa", 25),
+    CoreEntry("lambada_openai", _LM, 0, " ", "language_understanding/lambada_openai", 0),
+    CoreEntry("hellaswag", _MC, 10, " ", "language_understanding/hellaswag", 25),
+    CoreEntry("winograd", _SC, 0, " ", "language_understanding/winograd_wsc", 50),
+    CoreEntry("winogrande", _SC, 0, " ", "language_understanding/winogrande", 50),
+    CoreEntry(
         "bigbench_dyck_languages",
         _LM,
         10,
@@ -74,12 +74,12 @@ _TABLE = (
         "symbolic_problem_solving/bigbench_dyck_languages",
         0,
     ),
-    _Entry("agi_eval_lsat_ar", _MC, 3, " ", "symbolic_problem_solving/agi_eval_lsat_ar", 20),
-    _Entry(
+    CoreEntry("agi_eval_lsat_ar", _MC, 3, " ", "symbolic_problem_solving/agi_eval_lsat_ar", 20),
+    CoreEntry(
         "bigbench_cs_algorithms", _LM, 10, " ", "symbolic_problem_solving/bigbench_cs_algorithms", 0
     ),
-    _Entry("bigbench_operators", _LM, 10, " ", "symbolic_problem_solving/bigbench_operators", 0),
-    _Entry(
+    CoreEntry("bigbench_operators", _LM, 10, " ", "symbolic_problem_solving/bigbench_operators", 0),
+    CoreEntry(
         "bigbench_repeat_copy_logic",
         _LM,
         10,
@@ -87,10 +87,10 @@ _TABLE = (
         "symbolic_problem_solving/bigbench_repeat_copy_logic",
         0,
     ),
-    _Entry("squad", _LM, 10, " ", "reading_comprehension/squad", 0),
-    _Entry("coqa", _LM, 0, " ", "reading_comprehension/coqa", 0),
-    _Entry("boolq", _MC, 10, "\nAnswer: ", "reading_comprehension/boolq", 62),
-    _Entry(
+    CoreEntry("squad", _LM, 10, " ", "reading_comprehension/squad", 0),
+    CoreEntry("coqa", _LM, 0, " ", "reading_comprehension/coqa", 0),
+    CoreEntry("boolq", _MC, 10, "\nAnswer: ", "reading_comprehension/boolq", 62),
+    CoreEntry(
         "bigbench_language_identification",
         _MC,
         10,
@@ -114,8 +114,8 @@ def core_composites(results: Mapping[str, TaskResult]) -> dict[str, Composite]:
     All 22 tasks give core_v1 and core_v2; 21 without coqa give core_21_no_coqa (v1) and
     core_21_no_coqa_v2.
     """
-    present = [e.label for e in _TABLE if e.label in results and results[e.label].is_scored]
-    missing = [e.label for e in _TABLE if e.label not in present]
+    present = [e.label for e in CORE_TABLE if e.label in results and results[e.label].is_scored]
+    missing = [e.label for e in CORE_TABLE if e.label not in present]
     if len(missing) > MOST_MISSING_NAMED:
         return {}
     if missing:
@@ -152,7 +152,7 @@ def _composite(name: str, version: str, results: Sequence[TaskResult]) -> Compos
 # ------------------------------------------------------------------------------------- samples
 
 
-def _load(entry: _Entry, selection: Selection) -> list[Sample]:
+def _load(entry: CoreEntry, selection: Selection) -> list[Sample]:
     path = f"eval_bundle/eval_data/{entry.path}.jsonl"
     rows = selection.source.rows(path, limit=selection.limit, order=shuffled(SHUFFLE_SEED))
     items = [_CHECKS[entry.kind](row) for row in rows]
@@ -183,7 +183,7 @@ def _shots(index: int, count: int, num_shots: int) -> list[int]:
 
 
 def _multiple_choice(
-    entry: _Entry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
+    entry: CoreEntry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
 ) -> Sample:
     examples = "".join(
         f"{shot['query']}{entry.delimiter}{shot['choices'][shot['gold']]}\n\n" for shot in shots
@@ -197,7 +197,7 @@ def _multiple_choice(
 
 
 def _schema(
-    entry: _Entry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
+    entry: CoreEntry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
 ) -> Sample:
     delimiter = entry.delimiter
     examples = "".join(
@@ -214,7 +214,7 @@ def _schema(
 
 
 def _language_modeling(
-    entry: _Entry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
+    entry: CoreEntry, name: str, item: Mapping[str, Any], shots: Sequence[Mapping[str, Any]]
 ) -> Sample:
     delimiter = entry.delimiter
     examples = "".join(
@@ -267,6 +267,6 @@ CORE_TASKS = tuple(
         load=partial(_load, entry),
         baseline=entry.baseline_percent / 100,
     )
-    for entry in _TABLE
+    for entry in CORE_TABLE
 )
 """In the order of core.yaml."""

@@ -95,6 +95,17 @@ class DataFiles:
         except UnicodeDecodeError as error:
             raise DataError(f"{self.find(path)} is not UTF-8 ({error.reason})") from None
 
+    def folder(self, path: str) -> Path:
+        """The first of the places that has this folder.
+
+        Raises: DataError naming the places.
+        """
+        for folder in self.folders:
+            if (folder / path).is_dir():
+                return folder / path
+        places = " and ".join(str(folder) for folder in self.folders)
+        raise DataError(f"there is no folder {path}/ in {places}: pass --data-dir DIR")
+
     def _content(self, path: str) -> list[tuple[int, bytes]]:
         if path not in self._lines:
             content = b"".join(read_chunks(self.find(path)))

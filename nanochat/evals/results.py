@@ -31,13 +31,14 @@ __all__ = [
     "json_line",
     "read_jsonl",
     "read_results",
+    "verdict_from_json",
+    "verdict_to_json",
     "write_jsonl",
     "write_results",
 ]
 
 SUMMARY_FILE, SAMPLES_FILE = "summary.json", "samples.jsonl"
 FORMAT_VERSION = 1
-ALWAYS_TOLD = ("task", "sample_id", "prompt", "gold", "output", "is_correct", "score")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,31 +51,16 @@ class SampleRecord:
 
     def to_json(self) -> dict[str, Any]:
         """One object of plain values; NaN, which JSON lacks, becomes null."""
-        sample, verdict = self.sample, self.verdict
-        prompt = sample.prompt
-        record = {
-            "task": self.task,
-            "sample_id": sample.sample_id,
-            "prompt": prompt if isinstance(prompt, str) else conversation_to_json(prompt),
-            "choices": list(sample.choices),
-            "ending": sample.ending,
-            "gold": sample.gold,
-            "output": verdict.output,
-            "choice": verdict.choice,
-            "choice_logprobs": [_finite(each) for each in verdict.choice_logprobs],
-            "choice_tokens": list(verdict.choice_tokens),
-            "is_correct": verdict.is_correct,
-            "score": verdict.score,
-            "explanation": verdict.explanation,
-            "outputs": list(verdict.outputs),
-            "scores": list(verdict.scores),
-            "extra": dict(sample.extra),
-            "details": _plain(verdict.details),
-        }
+        sample, prompt = self.sample, self.sample.prompt
+        told = verdict_to_json(self.verdict)
         return {
-            key: value
-            for key, value in record.items()
-            if key in ALWAYS_TOLD or value not in ([], "", {}, None)
+            "task": self.task,
+            "sample_id": told.pop("sample_id"),
+            "prompt": prompt if isinstance(prompt, str) else conversation_to_json(prompt),
+            **_without_empty(choices=list(sample.choices), ending=sample.ending),
+            "gold": sample.gold,
+            **told,
+            **_without_empty(extra=dict(sample.extra)),
         }
 
     @classmethod
@@ -95,23 +81,49 @@ class SampleRecord:
                 gold=raw["gold"],
                 extra=raw.get("extra", {}),
             )
-            verdict = Verdict(
-                sample_id=raw["sample_id"],
-                score=float(raw["score"]),
-                output=raw["output"],
-                choice=raw.get("choice"),
-                choice_logprobs=tuple(
-                    math.nan if each is None else each for each in raw.get("choice_logprobs", ())
-                ),
-                choice_tokens=tuple(raw.get("choice_tokens", ())),
-                explanation=raw.get("explanation", ""),
-                outputs=tuple(raw.get("outputs", ())),
-                scores=tuple(raw.get("scores", ())),
-                details=raw.get("details", {}),
-            )
-            return cls(task=raw["task"], sample=sample, verdict=verdict)
+            return cls(task=raw["task"], sample=sample, verdict=verdict_from_json(raw))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{where}: not a sample of an evaluation ({error!r:.80})") from error
+
+
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    """One object of plain values; NaN, which JSON lacks, becomes null."""
+    return {
+        "sample_id": verdict.sample_id,
+        "output": verdict.output,
+        "is_correct": verdict.is_correct,
+        "score": verdict.score,
+        **_without_empty(
+            choice=verdict.choice,
+            choice_logprobs=[_finite(each) for each in verdict.choice_logprobs],
+            choice_tokens=list(verdict.choice_tokens),
+            explanation=verdict.explanation,
+            outputs=list(verdict.outputs),
+            scores=list(verdict.scores),
+            details=_plain(verdict.details),
+        ),
+    }
+
+
+def verdict_from_json(raw: Any) -> Verdict:
+    """The inverse of `verdict_to_json`.
+
+    Raises: KeyError, TypeError or ValueError for anything else.
+    """
+    return Verdict(
+        sample_id=raw["sample_id"],
+        score=float(raw["score"]),
+        output=raw["output"],
+        choice=raw.get("choice"),
+        choice_logprobs=tuple(
+            math.nan if each is None else each for each in raw.get("choice_logprobs", ())
+        ),
+        choice_tokens=tuple(raw.get("choice_tokens", ())),
+        explanation=raw.get("explanation", ""),
+        outputs=tuple(raw.get("outputs", ())),
+        scores=tuple(raw.get("scores", ())),
+        details=raw.get("details", {}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -342,6 +354,10 @@ def _composite_from_json(name: str, raw: Any) -> Composite:
         baselines=raw["baselines"],
         baseline_version=raw["baseline_version"],
     )
+
+
+def _without_empty(**fields: Any) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value not in ([], "", {}, None)}
 
 
 def _finite(value: float) -> float | None:

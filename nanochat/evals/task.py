@@ -15,6 +15,7 @@ Read next: results.py (verdicts on disk), runner.py (who asks), tasks/ (the buil
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from nanochat.common.errors import EvalError
@@ -95,6 +96,9 @@ class Source(Protocol):
     def words(self, path: str) -> list[str]:
         """The lines of a text file that are not empty, stripped."""
 
+    def folder(self, path: str) -> Path:
+        """A folder of data."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
@@ -120,18 +124,21 @@ class Task:
     baseline: float = 0.0
     """What guessing gets, 0 to 1: the zero of the centred accuracy."""
     judge: Judge | None = None
-    """Who marks what was written; generative tasks have one."""
+    """Who marks what was written; generative tasks have one, unless they run code."""
     max_tokens: int = 512
     """Most tokens of a written answer."""
+    stop: tuple[str, ...] = ()
+    """A written answer ends before any of these."""
     tools: bool = False
     """Whether the model may use the calculator."""
     runs_code: bool = False
-    """Whether judging runs what the model wrote: then the sandbox is tested before anything is."""
+    """Whether what is written is a program, run in the sandbox and judged by code.py: `extra` of a
+    sample has `tests`, and may have `prompt` and `entry_point` (see CodeProblem)."""
     notes: tuple[str, ...] = ()
     """What a reader of its numbers should know."""
 
     def __post_init__(self) -> None:
-        if self.kind == "generative" and self.judge is None:
+        if self.kind == "generative" and self.judge is None and not self.runs_code:
             raise EvalError(f"task {self.name} is generative and has no judge: give it one")
         if not 0 <= self.baseline < 1:
             raise EvalError(f"task {self.name} has baseline {self.baseline}, expected 0 to below 1")

@@ -1,0 +1,396 @@
+"""Tasks -> results.   in: an Examinee, tasks, options   out: TaskResult by label
+who calls: cli/eval.py, train (through cli), bench
+
+    samples -> chunks -> the processes take turns -> verdicts, each kept at once -> TaskResult
+
+A chunk is what is computed together.  Chunks depend on the samples alone, not on the number of
+processes or on what a killed run left, so that the numbers do not either.  A task whose data is
+missing or malformed fails alone; what could fail is looked at before the first question is asked.
+Read next: examinee.py (who answers), cache.py (what is kept), results.py.
+"""
+
+import contextlib
+import fnmatch
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nanochat.common.errors import ConfigError, EvalError, NanochatError, SandboxError
+from nanochat.evals.cache import Journal, digest_of
+from nanochat.evals.examinee import Asking, Examinee
+from nanochat.evals.results import SampleRecord, TaskResult
+from nanochat.evals.scorers import FLAGS
+from nanochat.evals.task import Judge, Judgement, Mode, Sample, Selection, Source, Task, Verdict
+
+if TYPE_CHECKING:
+    from nanochat.common.sandbox.box import Sandbox
+
+__all__ = [
+    "Processes",
+    "Reporter",
+    "RunOptions",
+    "pass_at_k",
+    "run_tasks",
+    "select",
+]
+
+CHUNK_SAMPLES = 256  # at most, however short they are
+CHARACTERS_PER_TOKEN = 3  # roughly; only the size of chunks depends on it
+
+
+class Processes(Protocol):
+    """What is needed of several processes: common/dist.py's World has it."""
+
+    @property
+    def rank(self) -> int:
+        """Which this is."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def largest(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+
+    def wait(self) -> None:
+        """Until all are here."""
+
+
+class Reporter(Protocol):
+    """Who is told how far it is; progress.py has one."""
+
+    def start(self, label: str, num_samples: int, num_known: int) -> None:
+        """A task begins; some of its samples may be known from an earlier run."""
+
+    def advance(self, num_samples: int) -> None:
+        """So many more are judged, by this process."""
+
+    def finish(self, result: TaskResult) -> None:
+        """A task is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    rank: int = 0
+    size: int = 1
+
+    def largest(self, number: int) -> int:
+        """This process's own."""
+        return number
+
+    def wait(self) -> None:
+        """For nobody."""
+
+
+class _Silent:
+    def start(self, label: str, num_samples: int, num_known: int) -> None:
+        """Say nothing."""
+
+    def advance(self, num_samples: int) -> None:
+        """Say nothing."""
+
+    def finish(self, result: TaskResult) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How tasks are run.
+
+    Raises: ConfigError for values out of range.
+    """
+
+    source: Source
+    limit: int | None = None
+    mode: Mode = "default"
+    num_samples: int = 1
+    """Answers to each question of a generative task."""
+    temperature: float = 0.0
+    top_k: int | None = 50
+    seed: int = 0
+    max_tokens: int | None = None
+    """Most tokens of an answer.  None: what each task says."""
+    keep: Path | None = None
+    """The folder of the journal.  None: verdicts live in this process alone."""
+    processes: Processes = _Alone()
+    reporter: Reporter = field(default_factory=_Silent)
+    open_sandbox: Callable[[], "Sandbox"] | None = None
+    """Called before the first question where a task runs code; raises SandboxError where that may
+    not be done.  None: the default sandbox."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}, expected at least 1")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"samples is {self.num_samples} at temperature 0, where all are alike: expected a "
+                "temperature above 0, such as --temperature 0.8"
+            )
+        if self.processes.size > 1 and self.keep is None:
+            raise EvalError(f"{self.processes.size} processes share no folder: pass one to keep")
+
+
+def select(tasks: Sequence[Task], globs: Sequence[str]) -> list[Task]:
+    """The tasks whose names match, in the order of `tasks`.
+
+    Raises: ConfigError for a glob that matches none, with the names there are.
+    """
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(task.name, glob) for task in tasks):
+            names = ", ".join(task.name for task in tasks)
+            raise ConfigError(f"no task is called {glob!r}: there are {names}")
+    return [task for task in tasks if any(fnmatch.fnmatchcase(task.name, glob) for glob in globs)]
+
+
+def run_tasks(
+    examinee: Examinee, tasks: Sequence[Task], options: RunOptions
+) -> dict[str, TaskResult]:
+    """The result of each task, by label; one that failed says why."""
+    with contextlib.ExitStack() as stack:
+        sandbox: Sandbox | SandboxError | None = None
+        if any(task.runs_code for task in tasks):
+            try:
+                sandbox = stack.enter_context((options.open_sandbox or _default_sandbox)())
+            except SandboxError as error:
+                sandbox = error
+        return {task.name: _run(examinee, task, options, sandbox) for task in tasks}
+
+
+def _default_sandbox() -> "Sandbox":
+    from nanochat.common.sandbox.box import Sandbox
+
+    return Sandbox()
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """How likely one of k answers is right, from n of which c are; unbiased.
+
+    Raises: EvalError unless 1 <= k <= n.
+    Source: Chen et al., arXiv:2107.03374, equation 1.
+    """
+    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
+        raise EvalError(
+            f"pass@{k} of {num_samples} answers, {num_correct} right: expected 1 <= k <= n"
+        )
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+# ---------------------------------------------------------------------------------- one task
+
+
+def _run(
+    examinee: Examinee, task: Task, options: RunOptions, sandbox: "Sandbox | SandboxError | None"
+) -> TaskResult:
+    start_s = time.monotonic()
+    empty = TaskResult(
+        label=task.name, version=task.version, kind=task.kind, baseline=task.baseline
+    )
+    before = set(getattr(options.source, "sha256", {}))
+    try:
+        judge = _judge_of(task, options.mode, sandbox)
+        samples = task.load(
+            Selection(source=options.source, limit=options.limit, mode=options.mode)
+        )
+        if not samples:
+            raise EvalError(f"{task.name} has no samples")
+        verdicts = _verdicts(examinee, replace(task, judge=judge), samples, options)
+    except NanochatError as error:
+        result = replace(empty, error=str(error))
+    else:
+        hashes = getattr(options.source, "sha256", {})
+        result = replace(
+            empty,
+            records=tuple(
+                SampleRecord(task=task.name, sample=sample, verdict=verdict)
+                for sample, verdict in zip(samples, verdicts, strict=True)
+            ),
+            pass_at=_pass_at(verdicts, options),
+            data_sha256={path: hashes[path] for path in hashes if path not in before},
+            notes=(*task.notes, *_flag_notes(verdicts)),
+        )
+    result = replace(result, seconds=time.monotonic() - start_s)
+    options.reporter.finish(result)
+    return result
+
+
+def _judge_of(task: Task, mode: Mode, sandbox: "Sandbox | SandboxError | None") -> Judge | None:
+    """The task's own, or for programs the sandbox.
+
+    Raises: SandboxError where it cannot be used.
+    """
+    if not task.runs_code:
+        return task.judge
+    from nanochat.evals.code import CodeProblem, judge
+
+    assert sandbox is not None, "a task that runs code without a sandbox"
+    if isinstance(sandbox, SandboxError):
+        raise sandbox
+
+    def judge_program(sample: Sample, output: str) -> Judgement:
+        problem = CodeProblem(
+            prompt=str(sample.extra.get("prompt", "")),
+            tests=str(sample.extra["tests"]),
+            entry_point=str(sample.extra.get("entry_point", "")),
+        )
+        found = judge(sandbox, problem, output, compat=mode == "nanochat")
+        said = "" if found.passed else f"{found.reason}: {found.detail}".rstrip(": ")
+        return Judgement(float(found.passed), said)
+
+    return judge_program
+
+
+def _verdicts(
+    examinee: Examinee, task: Task, samples: Sequence[Sample], options: RunOptions
+) -> list[Verdict]:
+    """The verdicts on all samples, whichever process gave them."""
+    asking = _asking(task, options)
+    keep = options.keep if examinee.model_hash else None
+    journal = Journal(keep, _key(examinee, task, asking))
+    digests = [digest_of(sample) for sample in samples]
+    known = journal.known(samples)
+    processes = options.processes
+    processes.wait()  # nobody writes before all have read
+    options.reporter.start(task.name, len(samples), sum(digest in known for digest in digests))
+    problem: NanochatError | None = None
+    try:
+        for chunk in _own_chunks(samples, examinee.chunk_tokens, task, processes):
+            missing = [sample for sample in chunk if digest_of(sample) not in known]
+            if not missing:
+                continue
+            # A likelihood depends on its chunk by a rounding, so a chunk is computed as a whole.
+            asked = missing if task.kind == "generative" else chunk
+            for sample, verdict in _judged(examinee, task, asked, asking):
+                journal.add(sample, verdict)
+                options.reporter.advance(1)
+    except NanochatError as error:
+        problem = error
+    finally:
+        journal.close()
+    if processes.largest(int(problem is not None)):
+        raise problem or EvalError(f"{task.name} failed in another process")
+    found = {**known, **journal.known(samples)}
+    processes.wait()
+    missing_ids = [
+        sample.sample_id
+        for sample, digest in zip(samples, digests, strict=True)
+        if digest not in found
+    ]
+    if missing_ids:
+        raise EvalError(
+            f"{task.name}: {len(missing_ids)} verdicts of other processes are not in {keep}: "
+            "expected a folder that all of them see"
+        )
+    return [found[digest] for digest in digests]
+
+
+def _own_chunks(
+    samples: Sequence[Sample], chunk_tokens: int, task: Task, processes: Processes
+) -> Iterator[Sequence[Sample]]:
+    """What this process computes, by what is computed together."""
+    if task.kind == "generative":  # the engine batches them as they come
+        yield samples[processes.rank :: processes.size]
+        return
+    for number, chunk in enumerate(_chunks(samples, chunk_tokens)):
+        if number % processes.size == processes.rank:
+            yield chunk
+
+
+def _chunks(samples: Sequence[Sample], chunk_tokens: int) -> Iterator[Sequence[Sample]]:
+    chunk: list[Sample] = []
+    num_characters = 0
+    for sample in samples:
+        prompt = sample.prompt
+        length = len(prompt) if isinstance(prompt, str) else len(str(prompt))
+        length += sum(map(len, sample.choices)) + len(sample.ending)
+        is_full = num_characters + length > CHARACTERS_PER_TOKEN * chunk_tokens
+        if chunk and (is_full or len(chunk) == CHUNK_SAMPLES):
+            yield chunk
+            chunk, num_characters = [], 0
+        chunk.append(sample)
+        num_characters += length
+    yield chunk
+
+
+def _judged(
+    examinee: Examinee, task: Task, samples: Sequence[Sample], asking: Asking
+) -> Iterator[tuple[Sample, Verdict]]:
+    if task.kind != "generative":
+        verdicts = examinee.likelihoods(samples, task.kind, asking.mode)
+        yield from zip(samples, verdicts, strict=True)
+        return
+    assert task.judge is not None, "a generative task without a judge"
+    for index, outputs in examinee.answers(samples, asking):
+        sample = samples[index]
+        judgements = [task.judge(sample, output) for output in outputs]
+        scores = tuple(judgement.score for judgement in judgements)
+        score = sum(scores) / len(scores)
+        if asking.mode == "nanochat":
+            score = max(scores)  # any of them, as the reference counts
+        worst = min(judgements, key=lambda judgement: judgement.score)
+        yield (
+            sample,
+            Verdict(
+                sample_id=sample.sample_id,
+                score=score,
+                output=outputs[0],
+                explanation=worst.explanation,
+                outputs=outputs if len(outputs) > 1 else (),
+                scores=scores if len(scores) > 1 else (),
+            ),
+        )
+
+
+def _asking(task: Task, options: RunOptions) -> Asking:
+    return Asking(
+        max_tokens=options.max_tokens or task.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+        num_samples=options.num_samples,
+        stop=task.stop,
+        tools=task.tools,
+        mode=options.mode,
+    )
+
+
+def _key(examinee: Examinee, task: Task, asking: Asking) -> Mapping[str, Any]:
+    """Everything that decides a verdict but the sample itself."""
+    key: dict[str, Any] = {
+        "model": examinee.model_hash,
+        **examinee.settings,
+        "task": task.name,
+        "version": task.version,
+        "kind": task.kind,
+        "mode": asking.mode,
+    }
+    if task.kind == "generative":
+        key |= {
+            "max_tokens": asking.max_tokens,
+            "temperature": asking.temperature,
+            "top_k": asking.top_k,
+            "seed": asking.seed,
+            "num_samples": asking.num_samples,
+            "stop": list(asking.stop),
+            "tools": asking.tools,
+        }
+    return key
+
+
+def _pass_at(verdicts: Sequence[Verdict], options: RunOptions) -> dict[int, float]:
+    """pass@1 and, by tens, up to as many as were written."""
+    count = options.num_samples
+    if count == 1 or not all(verdict.scores for verdict in verdicts):
+        return {}
+    correct = [sum(score >= 1 for score in verdict.scores) for verdict in verdicts]
+    wanted = sorted({1, *(k for k in (10, 100) if k <= count), count})
+    return {k: sum(pass_at_k(count, each, k) for each in correct) / len(correct) for k in wanted}
+
+
+def _flag_notes(verdicts: Sequence[Verdict]) -> list[str]:
+    """What is particular about some samples, counted."""
+    counts = Counter(flag for each in verdicts for flag in each.details.get("flags", ()))
+    return [f"{counts[flag]} of {len(verdicts)}: {FLAGS[flag]}" for flag in FLAGS if counts[flag]]
