@@ -4,6 +4,7 @@ who calls: custom.py   (imports no torch)
 Read next: custom.py (which files), marking.py (who is right).
 """
 
+import ast
 import json
 import random
 import re
@@ -48,7 +49,9 @@ class TaskSpec:
     match: Literal["contains", "number"] = "contains"
     """generative: the answer has to stand in what is written, or be the last number of it."""
     code_tests: str = "tests"
-    """code: column with Python that fails (assert) where the written program is wrong."""
+    """code: column with Python that raises (assert ...) where the program written is wrong."""
+    entry_point: str = "entry_point"
+    """code: column with the name of the function that is wanted."""
     system: str | None = None
     """What the system says before each question that is answered in writing."""
     answer_tokens: int = 256
@@ -75,12 +78,14 @@ def samples_of(spec: TaskSpec, rows: Sequence[TableRow]) -> list[Sample]:
 
     Raises: DataError naming file, line and column of what is missing or does not fit.
     """
-    return _with_choices(spec, rows) if spec.kind == "multiple-choice" else _written(spec, rows)
+    if spec.kind == "multiple-choice":
+        return _with_choices(spec, rows)
+    return [(_program if spec.kind == "code" else _written)(spec, row) for row in rows]
 
 
 def judge_of(spec: TaskSpec) -> Judge | None:
-    """Who marks what is written; None where the likeliest choice is taken."""
-    if spec.kind == "multiple-choice":
+    """Who marks what is written; None where a choice is taken, or a program is run."""
+    if spec.kind in ("multiple-choice", "code"):
         return None
     if spec.kind == "exact-match":
         return mark_exact
@@ -178,17 +183,33 @@ def _gold(spec: TaskSpec, row: TableRow, choices: Sequence[str]) -> int:
     )
 
 
-def _written(spec: TaskSpec, rows: Sequence[TableRow]) -> list[Sample]:
-    return [
-        Sample(
-            sample_id=str(row.line),
-            prompt=ask(row.fill(spec.question), spec.system),
-            gold=answers[0],
-            extra={"answers": answers} if len(answers) > 1 else {},
-        )
-        for row in rows
-        for answers in (_answers(spec, row),)
-    ]
+def _written(spec: TaskSpec, row: TableRow) -> Sample:
+    answers = _answers(spec, row)
+    return Sample(
+        sample_id=str(row.line),
+        prompt=ask(row.fill(spec.question), spec.system),
+        gold=answers[0],
+        extra={"answers": answers} if len(answers) > 1 else {},
+    )
+
+
+def _program(spec: TaskSpec, row: TableRow) -> Sample:
+    """What code.py judges by."""
+    question, name = row.fill(spec.question), row.text(spec.entry_point)
+    if not name.isidentifier():
+        raise row.error(spec.entry_point, f"{name!r:.60}, expected the name of a function")
+    tests = row.text(spec.code_tests)
+    try:
+        ast.parse(tests)
+    except (SyntaxError, ValueError) as error:
+        raise row.error(spec.code_tests, f"not Python ({error})") from None
+    is_program = re.search(rf"^def {name}\b", question, re.MULTILINE) is not None
+    return Sample(
+        sample_id=str(row.line),
+        prompt=ask(question, spec.system),
+        gold="",
+        extra={"prompt": question if is_program else "", "entry_point": name, "tests": tests},
+    )
 
 
 def _answers(spec: TaskSpec, row: TableRow) -> list[str]:
