@@ -90,7 +90,6 @@ async function open(id) {
   sidebar.chosen();
   if (id !== chat.id && (await chat.open(id))) {
     await composer.change(id);
-    location.replace(`#${id}`);
     show();
     transcript.follower.toEnd();
   }
@@ -101,7 +100,6 @@ async function newChat() {
   sidebar.chosen();
   chat.begin();
   await composer.change(null);
-  location.replace("#");
   show();
   say("A new chat.");
   composer.focus();
@@ -138,6 +136,8 @@ function show() {
   const { path, answer } = chat;
   byId("welcome").hidden = path.length > 0;
   byId("main").classList.toggle("is-empty", path.length === 0);
+  const place = chat.id === null ? "/" : `#${chat.id}`;
+  if (location.hash !== place.replace("/", "")) history.replaceState(null, "", place); // a reload opens it again
   document.title = chat.conversation ? `${chat.conversation.title} \u00b7 nanochat` : "nanochat";
   transcript.show(chat);
   composer.showWriting(answer !== undefined);

@@ -2,7 +2,8 @@
 // who calls: message.js
 //
 // Blocks that are followed by another are finished and are never looked at again; only the last one
-// is read anew, once for each frame that the browser shows.
+// is read anew, once for each frame that the browser shows.  (After a list, a number alone on the last
+// line may become its next item: then the list is open, too.)
 // Read next: markdown.js, inline.js (text -> objects), codeblock.js, link.js.
 
 import { CodeBlock } from "./codeblock.js";
@@ -16,7 +17,7 @@ export class Renderer {
   #container;
   #text = "";
   #start = 0; // where in the text the open block begins
-  #open = null; // its node
+  #open = []; // its node, and that of a list before it that may go on
   #code = null; // its CodeBlock, if it is code
 
   constructor(container) {
@@ -34,26 +35,36 @@ export class Renderer {
     const isStillCode = this.#code !== null && blocks[0]?.type === "code";
     if (isStillCode) this.#code.update(blocks[0].text);
     else this.#dropOpen();
-    blocks.slice(isStillCode ? 1 : 0).forEach((block) => this.#append(block));
-    if (blocks.length > 0) this.#start += offsets.at(-1);
+    const nodes = blocks.slice(isStillCode ? 1 : 0).map((block) => this.#append(block));
+    if (blocks.length === 0) return;
+    const numOpen = mayGoOn(blocks) ? 2 : 1;
+    if (nodes.length > 0) this.#open = nodes.slice(-numOpen);
+    this.#start += offsets.at(-numOpen);
   }
 
   #append(block) {
     this.#code = block.type === "code" ? codeBlock(block) : null;
-    this.#open = this.#code?.node ?? nodeOf(block);
-    this.#container.append(this.#open);
+    const node = this.#code?.node ?? nodeOf(block);
+    this.#container.append(node);
+    return node;
   }
 
   #dropOpen() {
-    this.#open?.remove();
-    this.#open = this.#code = null;
+    for (const node of this.#open) node.remove();
+    this.#open = [];
+    this.#code = null;
   }
 
   #clear() {
     this.#container.replaceChildren();
-    this.#open = this.#code = null;
+    this.#dropOpen();
     this.#start = 0;
   }
+}
+
+function mayGoOn(blocks) {
+  const [list, last] = blocks.slice(-2);
+  return list.type === "list" && last?.type === "paragraph" && /^\d{1,9}$/.test(last.text);
 }
 
 /** Where each block begins. */

@@ -1,0 +1,174 @@
+"""A browser, pages in it, and a server that plays what a test has written.
+
+Whatever a test is about, its page makes no request to another origin, runs nothing that the
+content security policy forbids, and logs no error; a test that provokes one says so by
+`view.expected`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.web.browser import ARGUMENTS, find_browser
+from tests.web.stage import Stage, stage
+
+# What the browser itself reports of answers with an error status, and of lines that were cut.
+NETWORK_ERROR = re.compile(r"Failed to load resource|net::ERR_")
+
+LOADED = "() => performance.getEntriesByType('resource').map((entry) => entry.name)"
+
+WATCH = """
+window.violations = [];
+window.ran = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+  window.violations.push(`${event.effectiveDirective} ${event.blockedURI}`));
+window.xss = (what) => window.ran.push(what ?? "xss");
+"""
+
+
+@dataclass
+class View:
+    """A page with what a person does on it."""
+
+    page: Any
+    url: str
+    problems: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+    """Patterns of log lines that this test provokes."""
+
+    def open(self, path: str = "/") -> None:
+        self.page.goto(self.url + path)
+        self.page.wait_for_selector("html[data-ready]")
+
+    def ask(self, text: str, *, wait: bool = True) -> None:
+        self.page.fill("#question", text)
+        self.page.click("#send")
+        if wait:
+            self.wait_done()
+
+    def wait_done(self) -> None:
+        """Until nothing is being written."""
+        self.page.wait_for_selector("#stop", state="hidden")
+
+    def wait_writing(self, text: str) -> None:
+        """Until this much of an answer is shown, and more is to come."""
+        self.page.wait_for_selector(f".message.writing:has-text({text!r})")
+
+    @property
+    def messages(self) -> list[str]:
+        """The words of each message."""
+        return list(self.page.locator(".message > .bubble, .message > .prose").all_inner_texts())
+
+    @property
+    def status(self) -> str:
+        return str(self.page.locator("#status").inner_text())
+
+    def wait_status(self, text: str) -> None:
+        self.page.wait_for_function("t => document.getElementById('status').textContent.includes(t)", arg=text)
+
+    def press(self, label: str, message: int = -1) -> None:
+        """A button below a message, which shows when the pointer is there."""
+        node = self.page.locator(".message").nth(message)
+        node.hover()
+        node.get_by_role("button", name=label, exact=True).click()
+
+    def check(self) -> None:
+        """Nothing went wrong unseen."""
+        if not self.page.is_closed() and self.page.url.startswith("http"):
+            assert self.page.evaluate("[window.violations, window.ran]") == [[], []]
+            foreign = self.page.evaluate(LOADED)
+            assert [url for url in foreign if not url.startswith((self.url, "blob:", "data:"))] == []
+        unexpected = [
+            problem
+            for problem in self.problems
+            if not any(re.search(pattern, problem) for pattern in self.expected)
+        ]
+        assert unexpected == []
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser; where there is none the test is skipped, in CI it fails."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = find_browser(playwright.chromium.executable_path)
+        if path is None:
+            reason = "no Chrome or Chromium here: apt-get install chromium, or playwright install"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def theatre(tiny_tokenizer: Tokenizer) -> Iterator[Stage]:
+    """One server for all tests."""
+    with stage(tiny_tokenizer) as it:
+        yield it
+
+
+@pytest.fixture
+def play(theatre: Stage) -> Iterator[Stage]:
+    """The server with nothing left over from another test."""
+    engine = theatre.engine
+    engine.replies.clear()
+    engine.requests.clear()
+    engine.cancelled.clear()
+    engine.go.clear()
+    engine.refusal = None
+    theatre.saboteur.cut_after = None
+    yield theatre
+    engine.go.set()
+
+
+@pytest.fixture
+def new_view(chromium: Any, play: Stage) -> Iterator[Callable[..., View]]:
+    """Makes pages, each in a profile of its own unless a context is given; checks them at the end."""
+    views: list[View] = []
+    contexts: list[Any] = []
+
+    def make(context: Any = None, *, url: str | None = None, **options: Any) -> View:
+        if context is None:
+            options = {"viewport": {"width": 1200, "height": 800}, "locale": "en-GB", **options}
+            context = chromium.new_context(**options)
+            context.set_default_timeout(15_000)
+            context.add_init_script(WATCH)
+            contexts.append(context)
+        view = View(context.new_page(), url or play.url)
+        views.append(view)
+        _watch(view)
+        return view
+
+    yield make
+    try:
+        for view in views:
+            view.check()
+    finally:
+        for context in contexts:
+            context.close()
+
+
+def _watch(view: View) -> None:
+    def on_console(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            view.problems.append(message.text)
+
+    view.page.on("console", on_console)
+    view.page.on("pageerror", lambda error: view.problems.append(f"pageerror {error}"))
+    view.page.on("dialog", lambda dialog: view.problems.append(f"dialog {dialog.message}"))
+
+
+@pytest.fixture
+def view(new_view: Callable[..., View]) -> View:
+    """A page that is open."""
+    view = new_view()
+    view.open()
+    return view

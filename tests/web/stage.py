@@ -1,0 +1,162 @@
+"""An engine that plays what a test has written, and a server on a real port around it."""
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat.engine.request import NO_TOKEN, FinishReason, Request, TokenEvent
+from nanochat.server.app import ServedModel, create_app
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.server.fakes import FakeEngine
+
+CONTEXT_LEN = 6000
+
+
+@dataclass
+class Reply:
+    """One answer: its words one after the other, or an exception in their place."""
+
+    text: str | Exception = "A reply."
+    pace_s: float = 0.0
+    reason: FinishReason = "stop"
+    hold_at: int | None = None
+    """Before this piece it waits until the test says `engine.go.set()`."""
+
+
+@dataclass
+class StageEngine(FakeEngine):
+    """Plays its replies in turn, then the default one."""
+
+    replies: deque[Reply] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.running: set[str] = set()
+
+    def say(self, text: str | Exception, **more: Any) -> None:
+        self.replies.append(Reply(text, **more))
+
+    def submit(self, request: Request, deliver: Callable[..., None], /) -> None:
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        reply = self.replies.popleft() if self.replies else Reply()
+        threading.Thread(target=self._play, args=(request, deliver, reply), daemon=True).start()
+
+    def cancel(self, request_id: str, /) -> None:
+        if request_id in self.running:
+            self.cancelled.add(request_id)
+            self.running.discard(request_id)
+
+    def _play(self, request: Request, deliver: Callable[..., None], reply: Reply) -> None:
+        def tell(text: str, token: int, reason: FinishReason | None = None) -> None:
+            deliver(
+                TokenEvent(
+                    request_id=request.request_id,
+                    token=token,
+                    text=text,
+                    logprob=-0.5,
+                    finish_reason=reason,
+                )
+            )
+
+        if isinstance(reply.text, Exception):
+            deliver(reply.text)
+            return
+        for number, piece in enumerate(re.findall(r"\s*\S+\s?|\s+", reply.text)):
+            while number == reply.hold_at and not self.go.wait(0.01):
+                if request.request_id in self.cancelled:
+                    break
+            if request.request_id in self.cancelled:
+                tell("", NO_TOKEN, "abort")
+                return
+            if reply.pace_s:
+                time.sleep(reply.pace_s)
+            tell(piece, 65)
+        tell("", 66, reply.reason)
+        self.running.discard(request.request_id)
+
+
+class Saboteur:
+    """ASGI middleware that breaks answers: `cut_after` frames, or not at all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.cut_after: int | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = self.cut_after if scope.get("path") == "/v1/chat/completions" else None
+
+        async def counted(message: Message) -> None:
+            nonlocal left
+            if left is not None and message["type"] == "http.response.body":
+                left -= 1
+                if left < 0:
+                    await asyncio.sleep(0.05)
+                    raise ConnectionAbortedError("the test has cut the wire")
+            await send(message)
+
+        with contextlib.suppress(ConnectionAbortedError):
+            await self.app(scope, receive, counted)
+
+
+@dataclass
+class Stage:
+    """The server, what is behind it, and where it is."""
+
+    engine: StageEngine
+    saboteur: Saboteur
+    tokenizer: Tokenizer
+    url: str = ""
+
+    def prompt(self, number: int = -1) -> str:
+        """What the model was given to read, as text."""
+        return self.tokenizer.decode(list(self.engine.requests[number].prompt_tokens))
+
+
+@contextlib.contextmanager
+def stage(tokenizer: Tokenizer, **model: Any) -> Iterator[Stage]:
+    """A served StageEngine."""
+    engine = StageEngine()
+    settings: dict[str, Any] = {"name": "stage", "context_len": CONTEXT_LEN, **model}
+    api = create_app(engine, ServedModel(tokenizer=tokenizer, **settings))
+    if not any(getattr(r, "path", "") == "/stats" for r in api.routes):  # TEMPORARY
+        api.add_api_route("/stats", lambda: {"context_len": settings["context_len"], "defaults": {"temperature": 0.8, "top_k": 50, "top_p": 1.0, "min_p": 0.0}})
+    app = Saboteur(api)
+    with served(app) as url:
+        yield Stage(engine, app, tokenizer, url)
+    engine.go.set()
+
+
+@contextlib.contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The app on a free port of this machine; the address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+def wait_until(is_true: Callable[[], Any], limit_s: float = 15.0) -> None:
+    end = time.monotonic() + limit_s
+    while not is_true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
