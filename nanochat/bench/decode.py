@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanochat.bench.gguf import write_gguf
+from nanochat.checkpoint.reference_config import their_config
 from nanochat.common.device import best_device, machine_name
 from nanochat.common.errors import EngineError
 from nanochat.engine.blocks import BLOCK_TOKENS
@@ -259,15 +260,7 @@ def _peer_settings(
         "num_threads": torch.get_num_threads(),
     }
     if bench.peer_nanochat is not None:
-        fields = {
-            "sequence_len": config.context_len,
-            "vocab_size": config.vocab_size,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_kv_head": config.num_kv_heads,
-            "n_embd": config.model_dim,
-            "window_pattern": "SSSL",
-        }
+        fields = their_config(config, "SSSL")
         for dtype in ("float32", "bfloat16"):
             yield (
                 f"nanochat_{dtype}",

@@ -25,6 +25,7 @@ import torch
 
 from nanochat.batches.batch import Batch, micro_batches
 from nanochat.checkpoint.reference import name_of
+from nanochat.checkpoint.reference_config import their_config
 from nanochat.common.device import (
     best_device,
     compute_dtype,
@@ -112,15 +113,7 @@ def _write_setting(bench: TrainBench, folder: Path) -> dict[str, Any]:
         "num_steps": bench.num_steps,
         "seed": bench.seed,
         "batch_scale": (bench.rows * bench.context_len / 2**19) ** 0.5,
-        "config": {
-            "sequence_len": config.context_len,
-            "vocab_size": config.vocab_size,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_kv_head": config.num_kv_heads,
-            "n_embd": config.model_dim,
-            "window_pattern": "L",
-        },
+        "config": their_config(config, "L"),
     }
 
 

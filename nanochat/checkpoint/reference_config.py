@@ -30,6 +30,7 @@ __all__ = [
     "metrics_of",
     "read_meta",
     "stage_of",
+    "their_config",
 ]
 
 MAX_META_BYTES = 2**20
@@ -189,6 +190,12 @@ def batch_tokens_of(meta: MetaFile) -> int | None:
     """Tokens of an optimizer step, where the training script wrote them down."""
     candidates = (meta.raw.get("total_batch_size"), meta.settings.get("total_batch_size"))
     return next((value for value in candidates if type(value) is int and value > 0), None)
+
+
+def their_config(config: GPTConfig, window_pattern: str) -> dict[str, int | str]:
+    """A model's sizes in karpathy/nanochat's words: the keyword arguments of its GPTConfig."""
+    sizes: dict[str, int | str] = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
+    return sizes | {"window_pattern": window_pattern}
 
 
 def _softcap(

@@ -34,7 +34,7 @@ from nanochat.engine.operators import (
     plain,
 )
 
-__all__ = ["Chooser", "error_of", "machine_key", "seconds_of"]
+__all__ = ["OperatorChooser", "error_of", "machine_key", "seconds_of"]
 
 TIMED_SECONDS = 0.04  # for each candidate and bucket
 TIMED_COPIES_ELEMENTS = 40_000_000  # of all copies of a matrix together, and at most
@@ -46,7 +46,7 @@ FALLBACK = "plain"
 logger = logging.getLogger(__name__)
 
 
-class Chooser:
+class OperatorChooser:
     """Makes a Linear of every matrix given to it; equal shapes are measured once."""
 
     def __init__(self, format: WeightFormat, cache: Path | None) -> None:

@@ -21,7 +21,7 @@ from nanochat.common.device import best_device, compute_dtype
 from nanochat.common.errors import ConfigError, EngineError
 from nanochat.common.files import home_dir
 from nanochat.engine.attend import attend_piece, attend_row
-from nanochat.engine.choice import Chooser
+from nanochat.engine.choice import OperatorChooser
 from nanochat.engine.decode import Buffers, Step, decode
 from nanochat.engine.kvmemory import KVMemory, Table, Window, runs_of
 from nanochat.engine.late import Late
@@ -73,7 +73,7 @@ class Forward:
         self.format = _format(format, self.device)
         self.dtype = torch.float32 if self.format == "float32" else torch.bfloat16
         """What keys and values are kept in."""
-        chooser = Chooser(self.format, home_dir(home) / "cache")
+        chooser = OperatorChooser(self.format, home_dir(home) / "cache")
         make = chooser.make if self.device.type == "cpu" else self._plain_linear
         self.weights = fuse(model, make, self.dtype, self.device)
         chooser.save()

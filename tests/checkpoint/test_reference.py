@@ -21,6 +21,7 @@ from nanochat.checkpoint.reference import (
     load_weights,
     name_of,
 )
+from nanochat.checkpoint.reference_config import their_config
 from nanochat.common.errors import CheckpointError
 from nanochat.model.config import GENERATIONS, Generation
 from nanochat.model.gpt import GPT
@@ -342,3 +343,10 @@ def test_directories_made_here_are_those_of_the_shared_folder(
         assert list(x) == list(y)
     assert a.meta.read_bytes() == b.meta.read_bytes()
     assert dataclasses.replace(a, model=b.model, meta=b.meta, optimizer=b.optimizer) == b
+
+
+def test_our_config_in_their_words(meta: Path, weights: Weights) -> None:
+    """What their meta file says of a model is what a config read from it says again."""
+    said = json.loads(meta.read_text())["model_config"]
+    config = load_config(meta, weights)
+    assert their_config(config, said["window_pattern"]) == said
