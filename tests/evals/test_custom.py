@@ -24,6 +24,7 @@ CAPITALS = [
 ]
 ALL = Selection(source=SimpleNamespace())  # type: ignore[arg-type]
 CHOICES = TaskSpec(kind="multiple-choice")
+CODE = TaskSpec(kind="code")
 
 
 def put(path: Path, rows: list[Any] | str) -> str:
@@ -136,6 +137,19 @@ def test_numbers(tmp_path: Path) -> None:
         load_task(put(tmp_path / "x.jsonl", rows), TaskSpec(kind="generative", match="number"))
 
 
+def test_programs_are_given_to_the_sandbox(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Write add(a, b).", "tests": "assert add(1, 2) == 3", "entry_point": "add"},
+        {"question": "def f():\n    # one\n", "tests": "assert f() == 1", "entry_point": "f"},
+    ]
+    task = load_task(put(tmp_path / "x.jsonl", rows), CODE)
+    assert (task.kind, task.runs_code, task.judge, task.baseline) == ("generative", True, None, 0)
+    first, second = samples(task)
+    assert first.prompt == ask("Write add(a, b).")
+    assert first.extra == {"prompt": "", "entry_point": "add", "tests": "assert add(1, 2) == 3"}
+    assert second.extra["prompt"] == rows[1]["question"]  # the beginning of the program
+
+
 def test_toml_says_the_same_as_flags(tmp_path: Path) -> None:
     put(tmp_path / "capitals.jsonl", CAPITALS)
     toml = put(
@@ -209,6 +223,9 @@ MULTIPLE = '{"question": "?", "choices": ["a", "b"], "answer": "%s"}\n'
         ("x.jsonl", MULTIPLE % "a", TaskSpec(), "--kind: no kind for x.jsonl, expected multiple-"),
         ("x.jsonl", '{"question": "?", "answer": []}', TaskSpec(kind="regex"), "expected texts"),
         ("x.jsonl", '{"question": "?", "answer": "("}', TaskSpec(kind="regex"), "line 1.*regular"),
+        ("x.jsonl", '{"question": "?", "tests": "(", "entry_point": "f"}', CODE, "'tests': not Py"),
+        ("x.jsonl", '{"question": "?", "tests": "1", "entry_point": "("}', CODE, "name of a func"),
+        ("x.jsonl", '{"question": "?", "tests": "1"}', CODE, "column 'entry_point': not there"),
         ("x y.jsonl", MULTIPLE % "a", CHOICES, "'x y' cannot be the name of a task"),
         ("x.toml", "kind = \n", None, "x.toml is not TOML: .*line 1"),
         ("x.toml", b"\xff", None, "x.toml is not UTF-8 at byte 0"),
