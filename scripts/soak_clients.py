@@ -4,7 +4,7 @@ who calls: make soak, tests/server
     aborted  many ask at once for long answers and go away after 0.2 s; then one request has to be
              answered within 2 s, and no memory for keys may still be taken
     slow     heads and bodies that trickle in, connections that say nothing or are half closed; one
-             request has to be answered meanwhile, and all of them have to be gone after the deadline
+             request has to be answered meanwhile, and all have to be gone after the deadline
 Exit code 1 if not.  Standard library only, so that it can be run from anywhere.
 Read next: nanochat/server/deadlines.py, admission.py; docs/operate.md.
 """

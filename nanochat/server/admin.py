@@ -117,7 +117,13 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
     @router.get("/health")
     async def health() -> dict[str, Any]:
         """Whether the process answers."""
-        return {"status": "ok", "ready": admission.is_ready, "model": model.name}
+        return {
+            "status": "ok",
+            "ready": admission.is_ready,
+            "model": model.name,
+            "context_len": model.context_len,
+            "num_active": admission.num_active,
+        }
 
     @router.get("/ready")
     async def ready() -> Response:

@@ -2,8 +2,8 @@
 
     POST /v1/chat/completions   an answer, whole or streamed, in OpenAI's shapes
     GET  /v1/models             the one model
-    GET  /health                whether the server answers
     GET  /                      the chat page and its files
+    what admin.py has           how the server does
 The app holds no global state, so that several can live in one process.
 Read next: stream.py (what happens to an answer), requests.py (bodies), limits.py (what is refused).
 """
@@ -19,15 +19,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.common.errors import DataError, NanochatError, Overloaded, RequestTooLong
+from nanochat.common.errors import DataError, NanochatError, RequestTooLong
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.engine.request import SamplingParams
+from nanochat.server.cache import cache_policy
 from nanochat.server.errors import ApiError, error_body, to_api_error, validation_error
-from nanochat.server.limits import Guard, Limits
+from nanochat.server.gate import Gate
 from nanochat.server.page import page_routes
 from nanochat.server.requests import ChatRequest
 from nanochat.server.responses import completion_body, models_body
+from nanochat.server.settings import ServerSettings
 from nanochat.server.stream import Answer, EngineDoor, EventStream, while_connected
+from nanochat.server.ui_path import own_page_routes
 from nanochat.tokenizer.chat import render_prompt, stop_tokens
 from nanochat.tokenizer.tokenizer import Tokenizer, replace_surrogates
 
@@ -46,17 +49,20 @@ class ServedModel:
     """Sampling where a request says nothing; max_tokens and seed are not taken from here."""
     created: int = field(default_factory=lambda: int(time.time()))
     """When it was made, in seconds since 1970."""
+    model_hash: str = ""
+    """What tells its weights from others; empty if nothing does."""
 
 
-def create_app(engine: EngineDoor, model: ServedModel, *, limits: Limits | None = None) -> FastAPI:
-    """The server as an ASGI app; `limits` None: those of a server on the loopback address."""
-    limits = limits or Limits()
+def create_app(
+    engine: EngineDoor, model: ServedModel, settings: ServerSettings | None = None
+) -> FastAPI:
+    """The server as an ASGI app; `settings` None: those of a server on the loopback address."""
+    settings = settings or ServerSettings()
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, limits=limits)
-    app.router.routes.extend(page_routes())
+    gate = Gate(engine, settings, model=model.name, model_hash=model.model_hash)
     for error in (ApiError, NanochatError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, _on_error)
-    chat = _Chat(engine, model, limits)
+    chat = _Chat(gate, model)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -68,45 +74,43 @@ def create_app(engine: EngineDoor, model: ServedModel, *, limits: Limits | None 
         """The models that can be named in a request."""
         return models_body(model.name, model.created)
 
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        """Whether the server answers, what it serves, and how many requests wait or run."""
-        return {
-            "status": "ok",
-            "model": model.name,
-            "context_len": model.context_len,
-            "num_active": len(chat.active),
-        }
-
+    pages = page_routes() if settings.ui_path is None else own_page_routes(settings.ui_path)
+    gate.install(app, model, [route.path for route in pages])
+    app.router.routes.extend(pages)
     return app
 
 
 class _Chat:
     """The requests of one app."""
 
-    def __init__(self, engine: EngineDoor, model: ServedModel, limits: Limits) -> None:
-        self.engine, self.model, self.limits = engine, model, limits
-        self.active: set[str] = set()
+    def __init__(self, gate: Gate, model: ServedModel) -> None:
+        self.gate, self.model = gate, model
         self.stops = stop_tokens(model.tokenizer)
 
     async def answer(self, body: ChatRequest, request: Request) -> Response:
         if body.model != self.model.name:
             raise _unknown_model(body.model)
-        self._check_load()
+        self.gate.check()
         engine_request = await self._engine_request(body)
-        answer = self._begin(engine_request)
+        answer = self._begin(engine_request, body, request)
         head = {
             "id": engine_request.request_id,
             "created": int(time.time()),
             "model": self.model.name,
         }
         if body.stream:
-            return EventStream(answer, head, has_usage_frame=body.has_usage_frame)
+            return EventStream(
+                answer,
+                head,
+                has_usage_frame=body.has_usage_frame,
+                keep_alive_s=self.gate.settings.keep_alive_s,
+            )
         try:
             text, reason = await while_connected(request.receive, answer.whole())
         finally:
             answer.close()
-        return JSONResponse(completion_body(head, text, reason, answer.usage))
+        body_out = completion_body(head, text, reason, answer.usage)
+        return JSONResponse(body_out, headers=answer.headers)
 
     async def _engine_request(self, body: ChatRequest) -> EngineRequest:
         """Checked and rendered; rendering takes milliseconds, so it runs beside the event loop."""
@@ -129,17 +133,15 @@ class _Chat:
             sampling=body.sampling(self.model.defaults, context_len, self.stops),
         )
 
-    def _check_load(self) -> None:
-        if len(self.active) >= self.limits.max_active:
-            raise Overloaded(
-                f"{len(self.active)} requests are being served, which is the limit: try again later"
-            )
-
-    def _begin(self, request: EngineRequest) -> Answer:
-        self._check_load()  # others may have come while this one was rendered
-        answer = Answer(self.engine, request, lambda: self.active.discard(request.request_id))
-        self.active.add(request.request_id)
-        return answer
+    def _begin(self, asked: EngineRequest, body: ChatRequest, request: Request) -> Answer:
+        has_seed = body.seed is not None
+        policy = cache_policy(
+            is_deterministic=has_seed or asked.sampling.temperature == 0,
+            has_seed=has_seed,
+            asked=None if body.cache is None else body.cache.model_dump(by_alias=True),
+            header=request.headers.get("cache-control"),
+        )
+        return Answer(self.gate, asked, tenant=request.state.tenant, policy=policy)
 
 
 def _unknown_model(name: str) -> ApiError:
@@ -165,6 +167,6 @@ def _on_error(request: Request, error: Exception) -> Response:
 
 def _error_response(answer: ApiError, cause: Exception) -> Response:
     headers = dict(cause.headers or {}) if isinstance(cause, HTTPException) else {}
-    if answer.status == 429:
-        headers["Retry-After"] = "1"
+    if (retry_after_s := getattr(cause, "retry_after_s", None)) is not None:
+        headers["Retry-After"] = str(retry_after_s)
     return JSONResponse(error_body(answer), answer.status, headers)

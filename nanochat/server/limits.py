@@ -60,8 +60,6 @@ class Limits:
     max_headers: int = 100
     max_path_bytes: int = 2048
     """Path and query; longer ones are refused with 414."""
-    max_active: int = 128
-    """Requests that wait or run; more are refused with 429."""
     allowed_hosts: frozenset[str] | None = LOOPBACK_HOSTS
     """Host headers answered, without the port. None: any."""
 

@@ -51,6 +51,20 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+class CacheControl(BaseModel):
+    """What a request says of the response cache, beyond OpenAI's; its being there says that the
+    answer may be kept though it is not deterministic."""
+
+    model_config = ConfigDict(strict=True)
+
+    ttl: float | None = Field(None, gt=0)
+    """Seconds."""
+    no_cache: bool = Field(False, alias="no-cache")
+    """Answer afresh, and keep that."""
+    no_store: bool = Field(False, alias="no-store")
+    """Keep nothing."""
+
+
 # Fields that change the answer, and the values at which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
@@ -86,6 +100,7 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(None, ge=-SEED_RANGE, lt=SEED_RANGE)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache: CacheControl | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -8,8 +8,9 @@ Read next: app.py, responses.py (the frames' bodies).
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,7 +20,10 @@ from nanochat.engine.request import FinishReason, Request, TokenEvent
 from nanochat.server.errors import error_body, to_api_error
 from nanochat.server.responses import Usage, chunk_body
 
-__all__ = ["Answer", "EngineDoor", "EventStream", "while_connected"]
+if TYPE_CHECKING:
+    from nanochat.server.cache import CacheAnswer, CachePolicy
+
+__all__ = ["Answer", "AnswerDoor", "EngineDoor", "EventStream", "while_connected"]
 
 T = TypeVar("T")
 
@@ -36,18 +40,52 @@ class EngineDoor(Protocol):
         """Drop a request; unknown ones are ignored."""
 
 
-class Answer:
-    """The events of one request on the event loop; `close` tells the engine that nobody listens.
+class AnswerDoor(Protocol):
+    """What an answer needs: an engine behind a cache and a queue."""
 
-    Raises: what the engine's `submit` raises, when made; what ends the request early, when read.
+    def submit(
+        self,
+        request: Request,
+        deliver: Callable[[TokenEvent | Exception], None],
+        *,
+        tenant: str = "",
+        policy: "CachePolicy",
+    ) -> "CacheAnswer":
+        """As EngineDoor's, and where the events come from."""
+
+    def cancel(self, request_id: str, /) -> None:
+        """As EngineDoor's."""
+
+
+class Answer:
+    """The events of one request on the event loop; `close` says that nobody listens any more.
+
+    Raises: what the door's `submit` raises, when made; what ends the request early, when read.
     """
 
-    def __init__(self, engine: EngineDoor, request: Request, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, door: AnswerDoor, request: Request, *, tenant: str, policy: "CachePolicy"
+    ) -> None:
         self.num_tokens = 0
-        self._engine, self._request, self._on_close = engine, request, on_close
+        self._door, self._request = door, request
         self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        engine.submit(request, lambda event: _hand_over(loop, self._events, event))
+        self.found = door.submit(
+            request,
+            lambda event: _hand_over(loop, self._events, event),
+            tenant=tenant,
+            policy=policy,
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Where the answer comes from."""
+        headers: dict[str, str] = {"X-Cache": self.found.status}
+        if self.found.key is not None:
+            headers["X-Cache-Key"] = self.found.key
+        if self.found.status == "HIT":
+            headers["Age"] = str(int(self.found.age_s))
+        return headers
 
     @property
     def usage(self) -> Usage:
@@ -80,8 +118,7 @@ class Answer:
 
     def close(self) -> None:
         """Drop the request if it still runs."""
-        self._engine.cancel(self._request.request_id)
-        self._on_close()
+        self._door.cancel(self._request.request_id)
 
 
 class EventStream(Response):
@@ -89,8 +126,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, head: Mapping[str, Any], *, has_usage_frame: bool) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        answer: Answer,
+        head: Mapping[str, Any],
+        *,
+        has_usage_frame: bool,
+        keep_alive_s: float = 15.0,
+    ) -> None:
+        super().__init__(
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **answer.headers}
+        )
+        self._keep_alive_s, self._sent_s = keep_alive_s, 0.0
         del self.headers["content-length"]
         # With a usage frame at the end, the others say that theirs is not there.
         self._head = {**head, "usage": None} if has_usage_frame else dict(head)
@@ -108,10 +155,25 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        async for data in self._frames():
-            body = b"".join(b"data: %s\n\n" % frame for frame in data)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+        keeping = asyncio.ensure_future(self._keep_alive(send))
+        try:
+            async for data in self._frames():
+                body = b"".join(b"data: %s\n\n" % frame for frame in data)
+                await self._send_body(send, body)
+        finally:
+            keeping.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment whenever nothing was sent for a while, so that proxies keep the stream."""
+        while True:
+            await asyncio.sleep(max(self._sent_s + self._keep_alive_s - time.monotonic(), 0.01))
+            if time.monotonic() >= self._sent_s + self._keep_alive_s:
+                await self._send_body(send, b": keep-alive\n\n")
+
+    async def _send_body(self, send: Send, body: bytes) -> None:
+        self._sent_s = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _frames(self) -> AsyncIterator[list[bytes]]:
         """Frames in groups that are sent together."""

@@ -84,7 +84,7 @@ def test_ctrl_c_ends_it_as_it_ends_everything(
     before = signal.getsignal(signal.SIGINT)
     with once_ready(capsys, lambda line: end_with(signal.SIGINT)) as lines:
         argv = ["serve", "base", "--host", "0.0.0.0", "--port", "0", "--open", "--name", "mine"]
-        assert main(argv) == 130
+        assert main([*argv, "--insecure-public"]) == 130
     assert lines[0].startswith("mine answers at http://0.0.0.0:")
     assert opened == [lines[0].split()[3]]
     assert signal.getsignal(signal.SIGINT) is before
@@ -96,7 +96,8 @@ def test_notices_of_a_public_base_model(
 ) -> None:  # fmt: skip
     save_model(home, tiny_tokenizer, run="base", stage="pretrain")
     monkeypatch.setattr(http_server, "serve_app", lambda *args, **kwargs: None)
-    assert main(["serve", "base", "--host", "0.0.0.0", "--port", "0"]) == 0
+    argv = ["serve", "base", "--host", "0.0.0.0", "--port", "0"]
+    assert main([*argv, "--insecure-public"]) == 0
     err = capsys.readouterr().err
     assert "base is a base model" in err
     assert "anyone who can reach 0.0.0.0" in err

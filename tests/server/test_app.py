@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from nanochat.common.errors import (
     TokenizerError,
 )
 from nanochat.server.app import ServedModel, create_app
-from nanochat.server.limits import Limits
+from nanochat.server.settings import ServerSettings
 from tests.conftest import REPOSITORY
-from tests.server.conftest import CONTEXT_LEN, ask
+from tests.server.conftest import CONTEXT_LEN, ask, wait_until
 from tests.server.fakes import FakeEngine
 
 CHAT = "/v1/chat/completions"
@@ -167,8 +168,8 @@ def test_models_and_health(client: TestClient) -> None:
         "object": "list",
         "data": [{"id": "tiny", "object": "model", "created": 7, "owned_by": "nanochat"}],
     }
-    health = {"status": "ok", "model": "tiny", "context_len": CONTEXT_LEN, "num_active": 0}
-    assert client.get("/health").json() == health
+    health = {"status": "ok", "ready": True, "model": "tiny", "num_active": 0}
+    assert client.get("/health").json() == health | {"context_len": CONTEXT_LEN}
 
 
 USER = {"role": "user", "content": "x"}
@@ -325,9 +326,18 @@ def test_what_breaks_in_mid_answer(client: TestClient, engine: FakeEngine) -> No
 
 
 def test_more_requests_than_the_limit_are_429(engine: FakeEngine, served: ServedModel) -> None:
-    app = create_app(engine, served, limits=Limits(max_active=0))
-    response = TestClient(app, base_url="http://localhost").post(CHAT, json=ask())
-    assert "0 requests are being served" in assert_error(response, 429, "rate_limit_exceeded")
+    engine.gate.clear()  # the first answer does not end by itself
+    app = create_app(engine, served, ServerSettings(max_active=1, max_queue=0))
+    client = TestClient(app, base_url="http://localhost")
+    first = threading.Thread(target=client.post, args=(CHAT,), kwargs={"json": ask()})
+    first.start()
+    wait_until(lambda: app.state.admission.num_active == 1)
+    response = client.post(CHAT, json=ask("another"))
+    message = assert_error(response, 429, "rate_limit_exceeded")
+    assert "1 answers are being written or wait, of at most 1" in message
+    assert 1 <= int(response.headers["retry-after"]) <= 120
+    engine.gate.set()
+    first.join()
 
 
 @pytest.mark.req("FR-079")
@@ -337,5 +347,15 @@ def test_the_server_imports_no_torch() -> None:
 
 
 def test_the_schema_is_served(client: TestClient, app: FastAPI) -> None:
-    assert set(client.get("/openapi.json").json()["paths"]) == {CHAT, "/v1/models", "/health"}
+    assert set(client.get("/openapi.json").json()["paths"]) == {
+        CHAT,
+        "/v1/models",
+        "/health",
+        "/ready",
+        "/version",
+        "/stats",
+        "/metrics",
+        "/admin/cache",
+        "/admin/cache/{key}",
+    }
     assert client.get("/docs").status_code == 404  # its scripts would come from elsewhere

@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 
 from nanochat.server.app import ServedModel, create_app
 from nanochat.server.limits import SECURITY_HEADERS, Guard, Limits
+from nanochat.server.settings import ServerSettings
 from tests.server.conftest import ask
 from tests.server.fakes import FakeEngine
 from tests.server.test_app import CHAT, assert_error
@@ -24,7 +25,7 @@ def test_other_hosts_are_refused(client: TestClient, host: str) -> None:
 
 
 def test_a_public_server_answers_any_host(engine: FakeEngine, served: ServedModel) -> None:
-    app = create_app(engine, served, limits=Limits(allowed_hosts=None))
+    app = create_app(engine, served, ServerSettings(limits=Limits(allowed_hosts=None)))
     with TestClient(app, base_url="http://my.server") as client:  # with its lifespan
         assert client.get("/health").status_code == 200
 

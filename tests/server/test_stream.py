@@ -16,6 +16,9 @@ from nanochat.common.errors import Aborted, EngineError
 from nanochat.engine.engine import Engine
 from nanochat.engine.request import Request
 from nanochat.server.app import ServedModel, create_app
+from nanochat.server.cache import CachePolicy
+from nanochat.server.gate import Gate
+from nanochat.server.settings import ServerSettings
 from nanochat.server.stream import Answer, EngineDoor, while_connected
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.engine.conftest import CONTEXT_LEN, random_model
@@ -168,11 +171,13 @@ def test_work_ends_when_the_client_leaves_or_with_its_own_result() -> None:
 def test_an_answer_counts_and_closes() -> None:
     engine = FakeEngine(("a", "b", "c"))
     door: EngineDoor = engine
-    closed: list[bool] = []
+    gate = Gate(door, ServerSettings(cache=None), model="tiny", model_hash="")
+    policy = CachePolicy(reads=False, writes=False)
 
     async def read() -> None:
         request = Request(request_id="r", prompt_tokens=(1, 2))
-        answer = Answer(door, request, lambda: closed.append(True))
+        answer = Answer(gate, request, tenant="", policy=policy)
+        assert answer.headers == {"X-Cache": "BYPASS"}
         assert await answer.whole() == ("abc", "stop")
         assert answer.usage.body() == {
             "prompt_tokens": 2,
@@ -182,5 +187,4 @@ def test_an_answer_counts_and_closes() -> None:
         answer.close()
 
     asyncio.run(read())
-    assert closed == [True]
     assert engine.cancelled == {"r"}
