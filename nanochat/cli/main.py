@@ -61,6 +61,7 @@ VERBS = (
     Verb("generate", "using a model", "continue a text, or answer one question"),
     Verb("chat", "using a model", "talk with a model in the terminal"),
     Verb("serve", "using a model", "a chat page and an OpenAI-compatible API"),
+    Verb("eval", "examining a model", "its scores on benchmarks and on tasks of your own"),
     Verb("show", "models on the disk", "config, plan, metrics, and where a model came from"),
     Verb("verify", "models on the disk", "check every file of a model and what is in it"),
     Verb("import", "models on the disk", "a run of karpathy/nanochat's or Hugging Face's files"),

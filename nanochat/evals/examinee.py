@@ -4,6 +4,7 @@
 Read next: scorers.py (regions and verdicts), remote.py and foreign.py (the other two examinees).
 """
 
+import hashlib
 import math
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from nanochat.tokenizer.chat import parse_reply, render_prompt, stop_tokens
 
 if TYPE_CHECKING:
     from nanochat.engine.engine import Engine
+    from nanochat.model.gpt import GPT
 
-__all__ = ["Asking", "EngineExaminee", "Examinee", "bits_verdict", "windows"]
+__all__ = ["Asking", "EngineExaminee", "Examinee", "bits_verdict", "weights_hash", "windows"]
 
 OUTSTANDING_ROWS = 4  # times the engine's rows: its queue never runs dry
 CUT_SHARE = 2  # a prompt that is cut leaves room for the answer, at most half of the context
@@ -201,6 +203,17 @@ class EngineExaminee:
             num_bytes = sum(tokenizer.token_bytes[token] for token in tokens)
             verdicts.append(bits_verdict(sample, nats, num_bytes, len(tokens)))
         return verdicts
+
+
+def weights_hash(model: "GPT") -> str:
+    """The SHA-256 of a model's shape and weights as they are computed with."""
+    import torch
+
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def windows(tokens: Sequence[int], size: int) -> list[Sequence[int]]:

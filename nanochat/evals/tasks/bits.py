@@ -7,7 +7,6 @@ shards the last is taken: it is the one that training holds out.
 Read next: examinee.py (windows, bits_verdict), train/loss.py (the same while training).
 """
 
-
 from nanochat.common.errors import DataError
 from nanochat.corpus.documents import read_documents
 from nanochat.corpus.files import ReadReport

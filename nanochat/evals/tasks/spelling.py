@@ -10,6 +10,8 @@ Read next: gsm8k.py (judge_number).
 
 import random
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 
 from nanochat.common.messages import Conversation, Message, Part
 from nanochat.evals.task import Judgement, Sample, Selection, Task
@@ -19,6 +21,7 @@ __all__ = [
     "SIMPLE_SPELLING",
     "SPELLING_BEE",
     "judge_spelling",
+    "phrasings",
     "simple_spelling_conversation",
     "spelling_bee_conversation",
 ]
@@ -31,61 +34,16 @@ NUM_TEST = 256
 LETTER_SHARE, LOWER_SHARE, MARK_SHARE = 0.9, 0.3, 0.5
 QUOTES = ("", "'", '"')
 
-# l is the letter, w the word.  30 English, 4 Spanish, 4 Chinese, 4 Korean, 3 French, 3 German and
-# 3 Japanese, as many as in the reference: a draw of one of 51 leaves the dice where its draw does.
-PHRASINGS = (
-    "How many {l} are in the word {w}",
-    "How many {l} can you find in {w}",
-    "How many {l} does the word {w} have",
-    "How many {l} does {w} contain in all",
-    "How many {l} do you see in {w}",
-    "How many {l} do you need to write {w}",
-    "How often is {l} in {w}",
-    "How often does {l} occur in {w}",
-    "How often do you write {l} in {w}",
-    "How often do you meet {l} in the word {w}",
-    "In {w}, how many letters are {l}",
-    "In {w}, how often does {l} come up",
-    "In the word {w}, count every {l}",
-    "Count every {l} in {w}",
-    "Count the letter {l} in the word {w}",
-    "Count how often {l} is in {w}",
-    "Please count the {l} of {w}",
-    "Please tell me how many {l} {w} has",
-    "Tell me how often {l} is in {w}",
-    "Tell me the count of {l} for {w}",
-    "Say how many {l} are in {w}",
-    "What is the number of {l} in the word {w}",
-    "What is the total of {l} in {w}",
-    "What number of letters in {w} are {l}",
-    "Which number of {l} is in {w}",
-    "I need the number of {l} in {w}",
-    "I wonder how many {l} {w} has",
-    "Do you know how many {l} are in {w}",
-    "Could you count the {l} in {w}",
-    "The word {w}: how many {l}",
-    "¿Cuántas letras {l} hay en {w}?",
-    "¿Cuántas {l} tiene la palabra {w}?",
-    "¿Cuántas veces está {l} en {w}?",
-    "Dime cuántas {l} hay en {w}",
-    "{w}里面有多少个{l}",
-    "单词{w}有几个{l}",
-    "请数一数{w}里的{l}",
-    "{l}在{w}中出现几次",
-    "{w}에는 {l}가 몇 개인가요",
-    "단어 {w}에 {l}가 몇 번 있나요",
-    "{w}에서 {l}를 세어 주세요",
-    "{w} 안의 {l}는 몇 개",
-    "Combien y a-t-il de {l} dans {w}",
-    "Combien de {l} contient le mot {w}",
-    "Compte combien de {l} il y a dans {w}",
-    "Wie viele {l} hat das Wort {w}",
-    "Wie oft steht {l} in {w}",
-    "Zähle jedes {l} in {w}",
-    "{w}には{l}がいくつありますか",
-    "単語{w}の{l}は何個",
-    "{w}の{l}を数えて",
-)
+
+@cache
+def phrasings() -> tuple[str, ...]:
+    """The questions, l for the letter and w for the word.
+
+    30 English, 4 Spanish, 4 Chinese, 4 Korean, 3 French, 3 German and 3 Japanese, as many as in the
+    reference: a draw of one of 51 leaves the dice where its draw does.
+    """
+    text = (files("nanochat.evals.tasks") / "spelling_phrasings.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
 
 
 def spelling_bee_conversation(words: Sequence[str], seed: int) -> Conversation:
@@ -94,7 +52,7 @@ def spelling_bee_conversation(words: Sequence[str], seed: int) -> Conversation:
     dice = random.Random(seed)
     word = dice.choice(words)
     letter = dice.choice(word) if dice.random() < LETTER_SHARE else dice.choice(LETTERS)
-    phrasing = dice.choice(PHRASINGS)
+    phrasing = dice.choice(phrasings())
     if dice.random() < LOWER_SHARE:
         phrasing = phrasing.lower()
     letter_quote, word_quote = dice.choice(QUOTES), dice.choice(QUOTES)

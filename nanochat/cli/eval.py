@@ -1,0 +1,293 @@
+"""nanochat eval   in: a model, tasks   out: scores, samples, reports   who calls: cli.main
+
+Under torchrun every process takes its share, and the first tells and writes.
+Read next: evals/runner.py, evals/results.py (the files), docs/evaluate.md.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+import nanochat
+from nanochat.cli.terminal import neutralize, notice
+from nanochat.common.config import CommonOptions
+from nanochat.common.env import api_key_from_env
+from nanochat.common.errors import ConfigError, EvalError
+from nanochat.common.files import home_dir
+from nanochat.evals.custom import TaskFileOptions, load_task
+from nanochat.evals.task import Mode, Task
+
+if TYPE_CHECKING:
+    from nanochat.common.dist import World
+    from nanochat.common.sandbox.box import Sandbox
+    from nanochat.evals.examinee import Examinee
+    from nanochat.evals.results import EvalResult
+    from nanochat.evals.runner import RunOptions
+
+__all__ = ["Config", "chosen_tasks", "run"]
+
+MAX_ROWS = 64
+SAMPLED_TEMPERATURE = 0.8  # of several answers, which greedily would all be one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonOptions, TaskFileOptions):
+    """Examine a model: CORE, ARC, MMLU, GSM8K, HumanEval, spelling, bits per byte, the built-in
+    world's questions, or tasks of your own.
+
+    A run that was stopped goes on where it was; what was judged before is not asked again.
+    """
+
+    model: tyro.conf.Positional[str] = ""
+    """A run (d12, d12/sft, d12/sft@1500), hf:org/name[@revision], or a directory: ours, one of
+    karpathy/nanochat's, or one for transformers. With --url: the model's name there."""
+    tasks: tuple[str, ...] = ()
+    """Names with * and ?, and the groups core, chatcore and all. None: core for a base model,
+    chatcore for one that chats."""
+    limit: int | None = None
+    """Questions of each task, after the task's own shuffle. None: all."""
+    compat: Literal["none", "nanochat"] = "none"
+    """nanochat: karpathy/nanochat's procedure bit by bit, its defects included."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    """What weights are kept in. auto: float32 on a CPU, bfloat16 on a GPU."""
+    samples: int = 1
+    """Answers to each question that is answered in writing; above 1, pass@k is told, unbiased."""
+    temperature: float | None = None
+    """Of written answers. None: 0, and with several answers 0.8."""
+    top_k: int | None = 50
+    """Written answers take only the k likeliest tokens. None: all."""
+    max_tokens: int | None = None
+    """Most tokens of a written answer. None: what each task says."""
+    seed: int = 0
+    """Equal seeds give equal answers."""
+    data_dir: Path | None = None
+    """A folder that holds eval_bundle/, arc/, mmlu/, gsm8k/, humaneval/, spellingbee/, text/, plain
+    or as .gz or .zst. What it lacks is looked for in $NANOCHAT_HOME/data/eval, then loaded."""
+    mirror: str | None = None
+    """An address to load data from, in place of the public ones."""
+    offline: bool = False
+    """Load nothing."""
+    out: Path | None = None
+    """Where summary.json, samples.jsonl and the reports go. None: the run's evals/ folder."""
+    url: str | None = None
+    """Examine a model behind an OpenAI-compatible address, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """The environment variable with the key for --url. None: $NANOCHAT_API_KEY, if it is set."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps. None: the fastest there is."""
+    verify: bool = True
+    """Compare every file of the model with its SHA-256 first."""
+    cache: bool = True
+    """Use and keep verdicts on the same weights, vocabulary, task and parameters."""
+    sandbox: Literal["auto", "linux", "landlock", "bubblewrap", "container"] = "auto"
+    """What keeps the programs of HumanEval in."""
+    unsafe_code: bool = False
+    """Run them even where not every wall of the sandbox holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model:
+            raise ConfigError(
+                "there is no model: name a run, a directory or hf:org/name; with --url the model's "
+                "name there"
+            )
+        for name in ("limit", "samples", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
+
+    @property
+    def mode(self) -> Mode:
+        """How the tasks are run."""
+        return "nanochat" if self.compat == "nanochat" else "default"
+
+
+def run(config: Config) -> int:
+    """0 once at least one task was scored.
+
+    Raises: ConfigError for tasks that do not exist, CheckpointError for the model; EvalError where
+            no task could be scored, with the reason of the first.
+    """
+    from nanochat.evals.chatcore import all_composites
+    from nanochat.evals.results import EvalResult, write_results
+    from nanochat.evals.runner import run_tasks
+
+    chosen = chosen_tasks(config, is_chat=None)  # a wrong name is told before weights are read
+    examinee, is_chat, out, world = _opened(config)
+    tasks = chosen or chosen_tasks(config, is_chat=is_chat)
+    options = _options(config, world)
+    found = run_tasks(examinee, tasks, options)
+    result = EvalResult(
+        model=examinee.name,
+        tasks=found,
+        composites=all_composites(found),
+        mode=config.mode,
+        settings=_settings(config, examinee, options),
+    )
+    if world is not None and not world.is_first:
+        return 0
+    write_results(out, result)
+    _report(config, result, out)
+    if not any(each.is_scored for each in found.values()):
+        reasons = [each.error for each in found.values() if each.error]
+        raise EvalError(f"no task was scored: {reasons[0]}")
+    return 0
+
+
+def chosen_tasks(config: Config, *, is_chat: bool | None) -> list[Task]:
+    """The tasks that the flags name, in their order; of a model that may chat, the usual ones.
+
+    None of them where nothing is named and is_chat is None.
+    Raises: ConfigError for a name that matches none.
+    """
+    from nanochat.evals.runner import select
+    from nanochat.evals.tasks import BUILT_IN, GROUPS
+
+    own = [load_task(config.task_file, config)] if config.task_file is not None else []
+    names = [name for word in config.tasks for name in word.split(",") if name]
+    if not names:
+        if own or is_chat is None:
+            return own
+        names = ["chatcore" if is_chat else "core"]
+    globs = [glob for name in names for glob in (GROUPS | {"all": ("*",)}).get(name, (name,))]
+    return select([*BUILT_IN, *own], globs + [task.name for task in own])
+
+
+def _opened(config: Config) -> "tuple[Examinee, bool, Path, World | None]":
+    """Who is examined, whether it chats, where results go, and the processes."""
+    home = home_dir(config.home)
+    if config.url is not None:
+        from nanochat.evals.remote import RemoteExaminee
+
+        remote = RemoteExaminee(
+            name=config.model, url=config.url, api_key=api_key_from_env(config.api_key_env)
+        )
+        return remote, True, _out(config, home / "evals" / _safe(config.model)), None
+    from nanochat.common.dist import current_world
+    from nanochat.evals.foreign import ForeignExaminee, is_foreign
+
+    world = current_world()
+    path = Path(config.model).expanduser()
+    if path.is_dir() and is_foreign(path):
+        if config.dtype in ("int8", "int4"):
+            raise ConfigError(f"dtype is {config.dtype}: of transformers, float32 or bfloat16")
+        dtype = "float32" if config.dtype == "auto" else config.dtype
+        foreign = ForeignExaminee(path, device=config.device, dtype=dtype)
+        return foreign, False, _out(config, home / "evals" / _safe(path.name)), world
+    return (*_ours(config, home), world)
+
+
+def _ours(config: Config, home: Path) -> "tuple[Examinee, bool, Path]":
+    from nanochat.checkpoint.resolve import load
+    from nanochat.common.device import best_device, compute_dtype
+    from nanochat.engine.engine import Engine
+    from nanochat.evals.examinee import EngineExaminee, weights_hash
+
+    device = best_device(config.device)
+    format = config.dtype
+    if format == "auto":
+        format = "float32" if device.type == "cpu" else "bfloat16"
+    loaded = load(
+        config.model,
+        home=config.home,
+        device=device,
+        dtype=compute_dtype(device, "bfloat16" if format == "bfloat16" else "float32"),
+        with_hashes=config.verify,
+    )
+    engine = Engine(
+        loaded.model, loaded.tokenizer, max_rows=MAX_ROWS, format=format, home=config.home
+    )
+    path = Path(config.model).expanduser()
+    name = path.resolve().name if path.is_dir() else config.model
+    examinee = EngineExaminee(name=name, engine=engine, model_hash=weights_hash(loaded.model))
+    folder = home / "evals" / _safe(name)
+    if home / "runs" in loaded.path.parents and len(loaded.path.relative_to(home).parts) == 4:
+        folder = loaded.path.parents[1] / "evals" / f"{loaded.path.parent.name}-{loaded.path.name}"
+    return examinee, loaded.is_chat, _out(config, folder)
+
+
+def _out(config: Config, folder: Path) -> Path:
+    if config.out is not None:
+        return config.out.expanduser()
+    return folder / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def _options(config: Config, world: "World | None") -> "RunOptions":
+    from nanochat.evals.data import DataFiles
+    from nanochat.evals.download import Downloader
+    from nanochat.evals.progress import EvalDisplay
+    from nanochat.evals.runner import RunOptions
+
+    home = home_dir(config.home)
+    place = home / "data" / "eval"
+    folders = [config.data_dir.expanduser(), place] if config.data_dir is not None else [place]
+    if config.data_dir is not None and not folders[0].is_dir():
+        raise ConfigError(f"--data-dir {config.data_dir} is not a directory")
+    fetch = None if config.offline else Downloader(place, config.mirror)
+    temperature = config.temperature
+    if temperature is None:
+        temperature = SAMPLED_TEMPERATURE if config.samples > 1 else 0.0
+    options = RunOptions(
+        source=DataFiles(folders, fetch),
+        limit=config.limit,
+        mode=config.mode,
+        num_samples=config.samples,
+        temperature=temperature,
+        top_k=config.top_k,
+        seed=config.seed,
+        max_tokens=config.max_tokens,
+        keep=home / "cache" / "eval" if config.cache else None,
+        reporter=EvalDisplay(
+            is_quiet=world is not None and not world.is_first,
+            num_processes=1 if world is None else world.size,
+        ),
+        open_sandbox=lambda: _sandbox(config),
+    )
+    return options if world is None else replace(options, processes=world)
+
+
+def _sandbox(config: Config) -> "Sandbox":
+    from nanochat.common.sandbox.box import Sandbox
+
+    return Sandbox(config.sandbox, unsafe=config.unsafe_code)
+
+
+def _settings(config: Config, examinee: "Examinee", options: "RunOptions") -> Mapping[str, Any]:
+    return {
+        "nanochat": nanochat.__version__,
+        "model_sha256": examinee.model_hash,
+        **examinee.settings,
+        "limit": config.limit,
+        "samples": config.samples,
+        "temperature": options.temperature,
+        "top_k": config.top_k,
+        "max_tokens": config.max_tokens,
+        "seed": config.seed,
+        "unsafe_code": config.unsafe_code,
+    }
+
+
+def _report(config: Config, result: "EvalResult", out: Path) -> None:
+    from nanochat.evals.report_eval import write_reports
+
+    write_reports(result, out)
+    if config.json:
+        print(json.dumps({**result.to_json(), "out": str(out)}, allow_nan=False))
+        return
+    for composite in result.composites.values():
+        low, high = composite.interval
+        print(f"{composite.name:<34}{composite.value:>8.4f}  ({low:.4f} to {high:.4f})")
+    for task in result.tasks.values():
+        for note in task.notes:
+            notice(neutralize(f"{task.label}: {note}"))
+    print(f"mode {result.mode}; summary, samples and report.html are in {out}")
