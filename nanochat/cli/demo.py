@@ -28,15 +28,16 @@ class Config(CommonOptions):
     chats: tuple[str, ...] = ()
     """Your own conversations: .jsonl, .json (plain, .gz, .zst), folders, globs."""
     minutes: float | None = None
-    """About how long training may take. None: 4.7 for the built-in world, 10 for your own text."""
+    """About how long it may take, report included. None: 5.5 for the built-in world, 10 for your
+    own text."""
     run: str = "demo"
     """Name of the run directory; an earlier demo of this name is replaced."""
     serve: bool = True
     """End in a chat page; --no-serve for scripts."""
     host: str = "127.0.0.1"
-    """Where the page is served."""
+    """The address the page is served at."""
     port: int = 8000
-    """Where the page is served."""
+    """The port of it; 0 takes any that is free."""
     open: bool = True
     """Open the page in a browser."""
     seed: int = 0

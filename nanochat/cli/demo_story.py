@@ -84,10 +84,10 @@ class Recipe:
 
 
 WORLD = Recipe(
-    minutes=4.7,
+    minutes=5.5,
     depth=4,
-    aspect_ratio=64,
-    head_dim=64,
+    aspect_ratio=32,
+    head_dim=32,
     context_len=256,
     vocab_size=1024,
     batch_tokens=2048,
@@ -152,6 +152,7 @@ class _Teller:
         self.start_s = time.monotonic()
         self.directory = run_directory(config.home, config.run)
         self.stages: list[StageReport] = []
+        self.engines: dict[Path, Engine] = {}
         self.val_bpb: float | None = None  # after the last stage, on the same rows for all
         self.common: dict[str, Any] = {
             "home": config.home,
@@ -241,7 +242,8 @@ class _Teller:
             "midtrain": recipe.midtrain_share,
             "sft": recipe.sft_share,
         }
-        return Budget(recipe.minutes * 60, shares, speed)
+        spent_s = time.monotonic() - self.start_s
+        return Budget(recipe.minutes * 60 - spent_s, shares, speed)
 
     def _model_config(self, tokenizer: Tokenizer) -> GPTConfig:
         return model_config_of(self._pretrain_config(None), tokenizer.vocab_size)
@@ -360,14 +362,15 @@ class _Teller:
     # ------------------------------------------------------------------------------------- proof
 
     def _engine(self, finished: Finished) -> Engine:
-        device = best_device()
-        loaded = load(
-            str(finished.checkpoint),
-            home=self.config.home,
-            device=device,
-            dtype=compute_dtype(device),
-        )
-        return Engine(loaded.model, loaded.tokenizer)
+        """Of what was saved; loaded once for the examination and the report."""
+        path = finished.checkpoint
+        if path not in self.engines:
+            device = best_device()
+            loaded = load(
+                str(path), home=self.config.home, device=device, dtype=compute_dtype(device)
+            )
+            self.engines = {path: Engine(loaded.model, loaded.tokenizer)}
+        return self.engines[path]
 
     def _exam(self, finished: Finished) -> Exam | None:
         return take_exam(self._engine(finished), finished.tokenizer) if self.is_world else None

@@ -191,11 +191,11 @@ _QUIZ_QUESTIONS: tuple[tuple[float, Callable[[Dice], Exchange]], ...] = (
 )
 # Chosen so that each skill gets its share of characters; a worked sum is long, a fact is short.
 _KINDS: tuple[tuple[float, Callable[[Dice], str]], ...] = (
-    (14, _profile),
-    (10, _people_notes),
-    (6, _neighbours),
+    (12, _profile),
+    (7, _people_notes),
+    (4, _neighbours),
     (8, _notes),
-    (14, _world_page),
+    (20, _world_page),
     (4, _town_page),
     (8, _calendar_page),
     (12, arithmetic_page),
