@@ -26,7 +26,8 @@ class EngineStats(NamedTuple):
     @property
     def kv_usage(self) -> float:
         """How much of the memory for keys and values holds what is being written: 0 to 1."""
-        return 1 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
+        num_used = self.num_blocks - self.num_free_blocks
+        return num_used / self.num_blocks if self.num_blocks else 0.0
 
 
 def total(stats: Iterable[EngineStats]) -> EngineStats:

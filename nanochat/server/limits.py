@@ -27,6 +27,7 @@ __all__ = [
     "SECURITY_HEADERS",
     "Guard",
     "Limits",
+    "add_security_headers",
     "answer_error",
 ]
 
@@ -87,9 +88,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                add_security_headers(message)
             await send(message)
 
         headers = Headers(scope=scope)
@@ -168,6 +167,13 @@ class Guard:
             return message
 
         return counted
+
+
+def add_security_headers(start: Message) -> None:
+    """Add to the start of an answer those that it has not set itself."""
+    headers = MutableHeaders(scope=start)
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
 
 
 async def answer_error(error: ApiError, send: Send) -> None:

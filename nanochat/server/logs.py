@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.server.errors import to_api_error
-from nanochat.server.limits import answer_error
+from nanochat.server.limits import add_security_headers, answer_error
 from nanochat.server.metrics import Metrics
 
 __all__ = ["LogFormat", "RequestLog", "Structured", "request_id", "set_up_logs"]
@@ -112,6 +112,7 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = name
+                add_security_headers(message)
             await send(message)
 
         try:
