@@ -20,6 +20,7 @@ export class CodeBlock {
   #numNodes = 0;
 
   constructor(language) {
+    this.language = language;
     this.#rules = languageOf(language);
     const copy = make("button", { type: "button", class: "copy-code" }, icon("copy"), make("span", { text: "Copy" }));
     copy.addEventListener("click", () => copyText(this.#text, copy));

@@ -10,6 +10,7 @@ const SAVE_MS = 300;
 
 export class Composer {
   #isWriting = false;
+  #isChanged = false;
   #timer = null;
   #owner = "new"; // whose draft is in the box
 
@@ -78,7 +79,7 @@ export class Composer {
     const text = this.nodes.area.value.trim();
     if (text === "" || this.#isWriting) return;
     this.nodes.area.value = "";
-    this.#show();
+    this.#changed();
     this.#saveNow();
     this.actions.send(text);
   }
@@ -94,6 +95,7 @@ export class Composer {
   }
 
   #changed() {
+    this.#isChanged = true;
     this.#show();
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#saveNow(), SAVE_MS);
@@ -101,6 +103,8 @@ export class Composer {
 
   #saveNow() {
     clearTimeout(this.#timer);
+    if (!this.#isChanged) return;
+    this.#isChanged = false;
     const { value } = this.nodes.area;
     if (value === "") this.store.remove("drafts", this.#owner);
     else this.store.put("drafts", { id: this.#owner, text: value }, { silent: true });

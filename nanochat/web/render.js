@@ -2,8 +2,8 @@
 // who calls: message.js
 //
 // Blocks that are followed by another are finished and are never looked at again; only the last one
-// is read anew, once for each frame that the browser shows.  (After a list, a number alone on the last
-// line may become its next item: then the list is open, too.)
+// is read anew, once for each frame that the browser shows.  (What is on the last line may yet
+// become the next row of a table, or a number the next item of a list: then these are open, too.)
 // Read next: markdown.js, inline.js (text -> objects), codeblock.js, link.js.
 
 import { CodeBlock } from "./codeblock.js";
@@ -17,7 +17,7 @@ export class Renderer {
   #container;
   #text = "";
   #start = 0; // where in the text the open block begins
-  #open = []; // its node, and that of a list before it that may go on
+  #open = []; // its node, and that of a block before it that may go on
   #code = null; // its CodeBlock, if it is code
 
   constructor(container) {
@@ -32,12 +32,12 @@ export class Renderer {
     const rest = text.slice(this.#start);
     const blocks = parseBlocks(rest);
     const offsets = offsetsOf(rest, blocks);
-    const isStillCode = this.#code !== null && blocks[0]?.type === "code";
+    const isStillCode = blocks[0]?.type === "code" && this.#code?.language === blocks[0].language;
     if (isStillCode) this.#code.update(blocks[0].text);
     else this.#dropOpen();
     const nodes = blocks.slice(isStillCode ? 1 : 0).map((block) => this.#append(block));
     if (blocks.length === 0) return;
-    const numOpen = mayGoOn(blocks) ? 2 : 1;
+    const numOpen = mayGoOn(blocks.at(-2)?.type, rest.slice(offsets.at(-1))) ? 2 : 1;
     if (nodes.length > 0) this.#open = nodes.slice(-numOpen);
     this.#start += offsets.at(-numOpen);
   }
@@ -62,9 +62,9 @@ export class Renderer {
   }
 }
 
-function mayGoOn(blocks) {
-  const [list, last] = blocks.slice(-2);
-  return list.type === "list" && last?.type === "paragraph" && /^\d{1,9}$/.test(last.text);
+/** Whether a block goes on if more comes after this text, which follows it. */
+function mayGoOn(type, text) {
+  return type === "list" ? /^ *\d{1,9}$/.test(text) : type === "table" && !text.includes("\n");
 }
 
 /** Where each block begins. */

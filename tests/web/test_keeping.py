@@ -1,0 +1,220 @@
+"""What this browser keeps: conversations, drafts, branches; and two tabs that share it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import View
+from tests.web.stage import Stage
+
+pytestmark = pytest.mark.req("FR-051", "US-2")
+
+
+def titles(view: View) -> list[str]:
+    return list(view.page.locator(".conversation-title").all_inner_texts())
+
+
+@pytest.fixture
+def three(view: View, play: Stage) -> View:
+    """Three conversations; the last one is open."""
+    for question, answer in (
+        ("About foxes", "They are red."),
+        ("About frogs", "They are green."),
+        ("About crows", "They are black."),
+    ):
+        view.page.click("#new-chat")
+        play.engine.say(answer)
+        view.ask(question)
+        view.page.get_by_text(answer).wait_for()
+    return view
+
+
+def test_conversations_are_there_after_a_reload(three: View) -> None:
+    assert titles(three) == ["About crows", "About frogs", "About foxes"]
+    three.page.reload()
+    three.page.get_by_text("They are black.").wait_for()
+    assert three.messages == ["About crows", "They are black."]
+    assert titles(three) == ["About crows", "About frogs", "About foxes"]
+    three.page.get_by_role("button", name="About foxes", exact=True).click()
+    three.page.get_by_text("They are red.").wait_for()
+    assert three.messages == ["About foxes", "They are red."]
+    assert three.page.title() == "About foxes · nanochat"
+
+
+def test_the_list_is_searched_by_titles_and_by_words(three: View) -> None:
+    three.page.fill("#search", "frog")
+    three.page.wait_for_function("() => document.querySelectorAll('.conversation').length === 1")
+    assert titles(three) == ["About frogs"]
+    three.page.fill("#search", "RED they")
+    three.page.get_by_role("button", name="About foxes", exact=True).wait_for()
+    assert titles(three) == ["About foxes"]
+    three.wait_status("1 conversation found.")
+    three.page.fill("#search", "zebra")
+    three.page.get_by_text("Nothing found.").wait_for()
+    three.page.press("#search", "Escape")
+    assert len(titles(three)) == 3
+    three.page.fill("#search", "foxes")
+    three.page.press("#search", "Enter")
+    three.page.get_by_text("They are red.").wait_for()
+
+
+def test_a_conversation_is_renamed(three: View) -> None:
+    three.page.get_by_role("button", name="Rename About crows").click()
+    box = three.page.get_by_label("New name")
+    assert box.input_value() == "About crows"
+    box.fill("Black birds")
+    box.press("Enter")
+    three.page.get_by_role("button", name="Black birds", exact=True).wait_for()
+    three.page.get_by_role("button", name="Rename Black birds").click()
+    three.page.get_by_label("New name").fill("no")
+    three.page.get_by_label("New name").press("Escape")
+    assert titles(three)[0] == "Black birds"
+    three.page.reload()
+    three.page.get_by_role("button", name="Black birds", exact=True).wait_for()
+
+
+def test_a_conversation_is_deleted_once_one_is_sure(three: View) -> None:
+    three.page.get_by_role("button", name="Delete About crows").click()
+    assert "About crows" in three.page.locator("#confirm").inner_text()
+    three.page.get_by_role("button", name="Cancel").click()
+    assert len(titles(three)) == 3
+    three.page.get_by_role("button", name="Delete About crows").click()
+    three.page.locator("#confirm").get_by_role("button", name="Delete").click()
+    three.wait_status("The conversation is deleted.")
+    assert titles(three) == ["About frogs", "About foxes"]
+    assert three.messages == []
+    three.page.reload()
+    three.page.get_by_role("button", name="About frogs", exact=True).wait_for()
+    rows = three.page.evaluate(
+        """async () => {
+          const { Store } = await import("/store.js");
+          return (await (await Store.open()).all("messages")).length;
+        }"""
+    )
+    assert rows == 4, "its messages are gone too"
+
+
+def test_everything_goes_into_a_file_and_comes_back(
+    three: View, new_view: Callable[..., View], tmp_path: Path
+) -> None:
+    three.press("Answer again")
+    three.wait_status("The answer is complete.")
+    three.page.click("#open-settings")
+    with three.page.expect_download() as download:
+        three.page.click("#export")
+    path = tmp_path / "all.json"
+    download.value.save_as(path)
+    data = json.loads(path.read_text())
+    assert data["format"] == "nanochat-conversations" and len(data["conversations"]) == 3
+    assert [len(row["messages"]) for row in data["conversations"]] == [3, 2, 2]
+
+    other = new_view()
+    other.open()
+    other.page.set_input_files("#import-file", path)
+    other.wait_status("3 conversations were read.")
+    other.page.get_by_role("button", name="About crows", exact=True).click()
+    other.page.get_by_text("A reply.").wait_for()
+    assert "2 / 2" in other.page.locator(".message").last.inner_text()
+    other.page.set_input_files("#import-file", path)  # nothing is doubled
+    other.page.get_by_role("button", name="About foxes", exact=True).click()
+    other.page.get_by_text("They are red.").wait_for()
+    assert titles(other) == ["About crows", "About frogs", "About foxes"]
+
+
+WRONG_FILES: list[tuple[Any, str]] = [
+    ("{", "is not JSON"),
+    ([], "has no conversations"),
+    ({"format": "other"}, "has no conversations"),
+    ({"format": "nanochat-conversations", "version": 9, "conversations": []}, "version is 9"),
+    ({"conversations": [{"id": "../x", "messages": []}]}, "conversation 1 has no id"),
+    ({"conversations": [{"id": "a", "messages": [{"id": "b"}]}]}, "message 1 has no role"),
+    (
+        {"conversations": [{"id": "a", "title": "t", "messages": [
+            {"id": "b", "role": "user", "parent": "c", "content": "x"}]}]},
+        "follows one that is not there",
+    ),
+    (
+        {"conversations": [{"id": "a", "title": "t", "messages": [
+            {"id": "b", "role": "user", "parent": None, "content": {"x": 1}}]}]},
+        "has no content",
+    ),
+]  # fmt: skip
+
+
+def test_a_wrong_file_is_refused_with_the_reason(view: View, tmp_path: Path) -> None:
+    for number, (content, reason) in enumerate(WRONG_FILES):
+        if isinstance(content, dict) and "format" not in content:
+            content = {"format": "nanochat-conversations", "version": 1, **content}
+        path = tmp_path / f"{number}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        view.page.set_input_files("#import-file", path)
+        view.wait_status(reason)
+        assert view.status.startswith("Nothing was read")
+    assert titles(view) == []
+
+
+def test_drafts_are_kept_for_each_conversation(view: View) -> None:
+    view.ask("First question")
+    view.page.fill("#question", "half a thought")
+    view.page.click("#new-chat")
+    assert view.page.input_value("#question") == ""
+    view.page.fill("#question", "another thought")
+    view.page.get_by_role("button", name="First question", exact=True).click()
+    view.page.wait_for_function("() => document.getElementById('question').value === 'half a thought'")
+    view.page.wait_for_timeout(400)
+    view.page.reload()
+    view.page.wait_for_function("() => document.getElementById('question').value === 'half a thought'")
+    view.page.click("#new-chat")
+    view.page.wait_for_function("() => document.getElementById('question').value === 'another thought'")
+    view.ask("sent")
+    view.page.click("#new-chat")
+    view.page.wait_for_timeout(200)
+    assert view.page.input_value("#question") == ""
+
+
+def test_an_answer_is_not_lost_with_the_page(view: View, play: Stage) -> None:
+    play.engine.say("Some words that were written " * 20, hold_at=90, pace_s=0.015)
+    view.ask("Long", wait=False)
+    view.page.wait_for_function("() => document.querySelector('.prose').textContent.length > 400")
+    view.page.reload()
+    view.page.get_by_text("Some words that were written").wait_for()
+    assert view.messages[0] == "Long" and len(view.messages[1]) > 100
+
+
+def test_two_tabs_see_the_same(view: View, new_view: Callable[..., View], play: Stage) -> None:
+    view.ask("From the first tab")
+    other = new_view(view.page.context)
+    other.open()
+    other.page.get_by_role("button", name="From the first tab", exact=True).click()
+    other.page.get_by_text("A reply.").wait_for()
+    play.engine.say("Seen in both.")
+    other.ask("From the second tab")
+    play.engine.say("A branch of its own.")
+    view.ask("From the first again")
+    view.page.get_by_text("2 / 2").first.wait_for()
+    assert view.messages[2:] == ["From the first again", "A branch of its own."]
+    other.page.get_by_text("1 / 2").first.wait_for()
+    assert other.messages[2:] == ["From the second tab", "Seen in both."]
+    view.page.get_by_role("button", name="Rename From the first tab").click()
+    view.page.get_by_label("New name").fill("Renamed")
+    view.page.get_by_label("New name").press("Enter")
+    other.page.get_by_role("button", name="Renamed", exact=True).wait_for()
+    view.page.get_by_role("button", name="Delete Renamed").click()
+    view.page.locator("#confirm").get_by_role("button", name="Delete").click()
+    other.page.locator(".conversation").wait_for(state="detached")
+    assert other.messages == []
+
+
+def test_a_browser_that_keeps_nothing_still_chats(new_view: Callable[..., View]) -> None:
+    view = new_view()
+    view.page.context.add_init_script("Object.defineProperty(window, 'indexedDB', {value: null})")
+    view.open()
+    assert view.page.locator("#not-kept").is_visible()
+    view.ask("Hello")
+    view.page.click("#new-chat")
+    view.page.get_by_role("button", name="Hello", exact=True).click()
+    view.page.get_by_text("A reply.").wait_for()
+    assert view.messages == ["Hello", "A reply."]
