@@ -113,8 +113,13 @@ def ask(question: str, system: str | None = None) -> Conversation:
 
 
 def _with_choices(spec: TaskSpec, rows: Sequence[TableRow]) -> list[Sample]:
-    """The examples before a question depend on nothing but the file, not on a limit."""
-    queries = [row.fill(spec.question) for row in rows]
+    """The examples before a question depend on nothing but the file, not on a limit.
+
+    A blank before a choice is part of the choice: in most vocabularies it is part of its first
+    token too, and what is scored must not depend on whether it is.
+    """
+    queries = [f"{row.fill(spec.question)}{spec.delimiter.rstrip(' ')}" for row in rows]
+    blank = spec.delimiter[len(spec.delimiter.rstrip(" ")) :]
     choices = [_choices(spec, row) for row in rows]
     golds = [_gold(spec, row, each) for row, each in zip(rows, choices, strict=True)]
     if spec.shots >= len(rows):
@@ -122,14 +127,14 @@ def _with_choices(spec: TaskSpec, rows: Sequence[TableRow]) -> list[Sample]:
             spec.question, f"{spec.shots} shots need more than {spec.shots} rows: lower --shots"
         )
     answered = [
-        f"{query}{spec.delimiter}{each[gold]}\n\n"
+        f"{query}{blank}{each[gold]}\n\n"
         for query, each, gold in zip(queries, choices, golds, strict=True)
     ]
     return [
         Sample(
             sample_id=str(row.line),
-            prompt=f"{_examples(spec.shots, index, answered)}{queries[index]}{spec.delimiter}",
-            choices=choices[index],
+            prompt=f"{_examples(spec.shots, index, answered)}{queries[index]}",
+            choices=tuple(f"{blank}{choice}" for choice in choices[index]),
             gold=golds[index],
         )
         for index, row in enumerate(rows)

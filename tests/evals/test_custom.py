@@ -45,8 +45,8 @@ def test_choices_by_hand(tmp_path: Path) -> None:
     first, second, third = samples(task)
     assert first == Sample(
         sample_id="1",
-        prompt="The capital of France?\nAnswer: ",
-        choices=("Paris", "Rome"),
+        prompt="The capital of France?\nAnswer:",
+        choices=(" Paris", " Rome"),
         gold=0,
     )
     assert (second.gold, third.gold, third.texts[2]) == (
@@ -63,7 +63,7 @@ def test_csv_with_a_column_for_each_choice_and_a_template(tmp_path: Path) -> Non
         CHOICES, question="In {year}: {q}", choices="a, b,c", answer="right", delimiter=" "
     )
     one, two = samples(load_task(path, spec))
-    assert one.prompt == "In 1969: Who? " and one.choices == ("I", "you", "they")
+    assert one.prompt == "In 1969: Who?" and one.choices == (" I", " you", " they")
     assert (one.gold, two.gold) == (2, 0)  # "0" is no choice's text, so it is an index
     listed = put(tmp_path / "y.csv", 'question,choices,answer\nWho?,"[""I"", ""you""]",you\n')
     assert samples(load_task(listed, CHOICES))[0].gold == 1
@@ -79,7 +79,7 @@ def test_shots_are_other_questions_answered_and_do_not_depend_on_a_limit(tmp_pat
     path = put(tmp_path / "capitals.jsonl", CAPITALS)
     task = load_task(path, replace(CHOICES, shots=2))
     first = samples(task)[0]
-    assert first.prompt.endswith("\n\nThe capital of France?\nAnswer: ")
+    assert first.prompt.endswith("\n\nThe capital of France?\nAnswer:")
     assert "The capital of Italy?\nAnswer: Rome\n\n" in str(first.prompt)
     assert "The capital of Spain?\nAnswer: Madrid\n\n" in str(first.prompt)
     limited = task.load(replace(ALL, limit=2))
