@@ -30,6 +30,7 @@ case "$1 $2" in
   "-c import ensurepip, venv") [ ! -e "$STATE/lacks-venv" ] ;;
   "-c import platform"*) cat "$STATE/machine" ;;
   "-c import torch"*) [ -e "$STATE/torch" ] ;;
+  "-m playwright") [ -e "$STATE/playwright-downloads" ] ;;
   "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip" ;;
   "-m pip") case "$*" in
       *--version) [ -e "${0%python}pip" ] ;;
@@ -129,6 +130,42 @@ def test_dev_adds_its_tools_and_serves_plain_use(machine: Machine) -> None:
     before = machine.diary()
     assert machine.setup().stdout == machine.setup("dev").stdout == ""
     assert machine.diary() == before
+
+
+def test_dev_takes_the_browser_that_is_there(machine: Machine) -> None:
+    machine.program("chromium", "exit 1")  # an empty shell of a package
+    machine.program("google-chrome", "echo Chrome 156")
+    done = machine.setup("dev")
+    assert f"the chat page is tested in {machine.root}/bin/google-chrome" in done.stdout
+    assert "playwright" not in machine.diary()
+
+
+def test_dev_as_root_on_debian_installs_one(machine: Machine) -> None:
+    machine.program("id", "echo 0")
+    machine.program(
+        "apt-get",
+        'echo "apt-get $*" >>"$STATE/diary"; [ "$1" = update ] || cp "$0" "${0%/*}/chromium"',
+    )
+    done = machine.setup("dev")
+    assert done.returncode == 0, done.stderr
+    assert "apt-get install -y --no-install-recommends chromium" in done.stdout
+    assert "apt-get install -y --no-install-recommends chromium\n" in machine.diary()
+    assert "playwright" not in machine.diary()
+
+
+def test_dev_lets_playwright_download_one_or_says_what_is_skipped(machine: Machine) -> None:
+    without = machine.setup("dev")
+    assert without.returncode == 0
+    assert "no browser for the tests of the chat page, which will be skipped" in without.stdout
+    machine.state("playwright-downloads")
+    (machine.root / "checkout" / ".venv" / "setup.stamp").unlink()
+    assert "the Chromium that Playwright has downloaded" in machine.setup("dev").stdout
+    assert machine.diary().count("python -m playwright install chromium") == 2
+
+
+def test_plain_use_needs_no_browser(machine: Machine) -> None:
+    assert "browser" not in machine.setup().stdout
+    assert "playwright" not in machine.diary()
 
 
 def test_a_changed_pyproject_is_installed_again_without_torch(machine: Machine) -> None:

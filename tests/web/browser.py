@@ -3,9 +3,8 @@
 scripts/setup looks in the same places, and installs one where there is none.
 """
 
-import os
 import shutil
-from pathlib import Path
+import subprocess
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 PLACES = (
@@ -17,7 +16,15 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--force-color-profile=srgb", "--l
 
 
 def find_browser(downloaded: str | None = None) -> str | None:
-    """An installed Chrome or Chromium, or the one that Playwright has downloaded."""
-    found = [os.environ.get("NANOCHAT_BROWSER"), *(shutil.which(name) for name in NAMES)]
-    candidates = [*found, *PLACES, downloaded]
-    return next((path for path in candidates if path and Path(path).exists()), None)
+    """An installed Chrome or Chromium that runs, or the one that Playwright has downloaded."""
+    candidates = [*(shutil.which(name) for name in NAMES), *PLACES, downloaded]
+    return next((path for path in candidates if path and _runs(path)), None)
+
+
+def _runs(path: str) -> bool:
+    """Ubuntu's chromium is an empty shell of a package: it does not even tell its version."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=20, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0

@@ -132,8 +132,6 @@ def stage(tokenizer: Tokenizer, **model: Any) -> Iterator[Stage]:
     engine = StageEngine()
     settings: dict[str, Any] = {"name": "stage", "context_len": CONTEXT_LEN, **model}
     api = create_app(engine, ServedModel(tokenizer=tokenizer, **settings))
-    if not any(getattr(r, "path", "") == "/stats" for r in api.routes):  # TEMPORARY
-        api.add_api_route("/stats", lambda: {"context_len": settings["context_len"], "defaults": {"temperature": 0.8, "top_k": 50, "top_p": 1.0, "min_p": 0.0}})
     app = Saboteur(api)
     with served(app) as url:
         yield Stage(engine, app, tokenizer, url)
