@@ -11,13 +11,13 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from nanochat.cli.chat_interrupt import show_answer
+from nanochat.cli.chat_interrupt import quiet_keys, show_answer
 from nanochat.cli.chat_screen import make_screen
 from nanochat.cli.chat_talk import Backend, Settings, Talk, WhenFull
 from nanochat.cli.model_options import ModelOptions, open_model
@@ -125,7 +125,8 @@ def run(config: Config) -> int:
     if is_conversation and config.json:
         raise ConfigError("--json is for one question: pass -p TEXT, or pipe the question in")
     question = None if is_conversation or config.lines else _question(config)
-    with closing(open_backend(config)) as backend:
+    quiet = quiet_keys() if is_conversation else nullcontext()
+    with quiet, closing(open_backend(config)) as backend:
         talk = Talk(
             backend,
             config.settings(),

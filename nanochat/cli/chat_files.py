@@ -46,9 +46,8 @@ def load_conversation(path: Path) -> tuple[Path, Conversation]:
     Raises: DataError in one line for what is missing, no JSON, or no conversation.
     """
     path = path.expanduser()
-    if not path.exists():
-        path = _with_suffix(path)
     try:
+        path = path if path.exists() else _with_suffix(path)
         size_bytes = path.stat().st_size if path.is_file() else 0
         if size_bytes > MAX_CONVERSATION_BYTES:
             raise DataError(

@@ -11,14 +11,14 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import FrameType
 
 from nanochat.cli.chat_screen import Screen, Status
 from nanochat.cli.chat_talk import Piece
 
-__all__ = ["show_answer"]
+__all__ = ["interrupts_go_to", "quiet_keys", "show_answer"]
 
 
 def show_answer(screen: Screen, pieces: Generator[Piece, None, None], status: Status) -> None:
@@ -27,7 +27,7 @@ def show_answer(screen: Screen, pieces: Generator[Piece, None, None], status: St
     Raises: KeyboardInterrupt after that, and what the answer raises.
     """
     presses = _Presses()
-    with closing(pieces), _quiet_keys(), presses.watched():
+    with closing(pieces), quiet_keys(), interrupts_go_to(presses.note):
         screen.begin(status)
         try:
             while (piece := presses.next_of(pieces)) is not None:
@@ -42,18 +42,6 @@ class _Presses:
     def __init__(self) -> None:
         self._was_pressed = self._is_waiting = False
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Notice them; in another thread than the main one no signal arrives."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
     def next_of(self, pieces: Iterator[Piece]) -> Piece | None:
         """The next piece; None at the end.
 
@@ -67,7 +55,7 @@ class _Presses:
         finally:
             self._is_waiting = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         self._was_pressed = True
         if self._is_waiting:
             self._is_waiting = False
@@ -75,8 +63,24 @@ class _Presses:
 
 
 @contextlib.contextmanager
-def _quiet_keys() -> Iterator[None]:
-    """Keys are kept for the next line as they are, and not echoed; Ctrl-C stays a signal."""
+def interrupts_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C calls this meanwhile; in another thread than the main one no signal arrives."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def quiet_keys() -> Iterator[None]:
+    """Keys are kept for the next prompt as they are, and not echoed; Ctrl-C stays a signal.
+
+    Else Enter, typed while a model loads or answers, would arrive as a line feed, which is none.
+    """
     try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)

@@ -14,7 +14,7 @@ from prompt_toolkit.history import History, InMemoryHistory
 from nanochat.cli.chat_commands import Desk, is_command, obey
 from nanochat.cli.chat_files import history_path, open_history
 from nanochat.cli.chat_input import make_session, message_of
-from nanochat.cli.chat_interrupt import show_answer
+from nanochat.cli.chat_interrupt import interrupts_go_to, show_answer
 from nanochat.cli.chat_screen import Screen
 from nanochat.cli.chat_talk import Piece, Talk
 from nanochat.cli.terminal import notice
@@ -30,18 +30,24 @@ def converse(talk: Talk, screen: Screen, home: Path) -> None:
     desk = Desk(talk=talk, say=screen.say, answer=lambda pieces: _answer(talk, screen, pieces))
     session = make_session(_history(home), lambda: _toolbar(talk))
     screen.say(f"{talk.backend.name} ({talk.backend.place}). /help lists commands, Ctrl-D leaves.")
-    while not desk.is_over:
-        draft, desk.draft = desk.draft, ""
-        typed = _read(lambda default: session.prompt(default=default), draft)
-        if typed is None:
-            return
-        try:
-            if is_command(typed):
-                obey(desk, typed)
-            elif message := message_of(typed):
-                desk.answer(talk.ask(message))
-        except NanochatError as error:
-            notice(str(error))
+    # Between answer and prompt, where Ctrl-C stops nothing, it does nothing.
+    with interrupts_go_to(lambda number, frame: None):
+        while not desk.is_over:
+            draft, desk.draft = desk.draft, ""
+            typed = _read(lambda default: session.prompt(default=default), draft)
+            if typed is None:
+                return
+            _do(desk, typed)
+
+
+def _do(desk: Desk, typed: str) -> None:
+    try:
+        if is_command(typed):
+            obey(desk, typed)
+        elif message := message_of(typed):
+            desk.answer(desk.talk.ask(message))
+    except NanochatError as error:
+        notice(str(error))
 
 
 def toolbar_text(talk: Talk) -> str:

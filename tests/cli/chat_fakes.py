@@ -1,4 +1,4 @@
-"""What the tests of the chat share: an engine with a script, a backend with a script, a terminal."""
+"""What the tests of the chat share: an engine and a backend with a script, a terminal."""
 
 import re
 from collections.abc import Generator, Iterator, Sequence

@@ -106,12 +106,39 @@ def test_what_was_written_is_shown() -> None:
 
 
 ATTACKS = [
-    "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\", "a\rb", "\x08\x08",
-    "&#27;[2J", "&#x1b;[2J", "&#x9b;31m", "&#x202e;", "&#13;", "&#8;", "&Tab;&NewLine;", "\u202egnp.exe",
-    "```\n\x1b[2J\n```", "```\x1b[2J\ncode\n```", "`\x1b[2J`", "[a](http://x/\x1b[2J)", "[a](<http://x/&#x1b;]0;>)",
-    "![\x1b[2J](x)", "| \x1b[2J |\n|---|\n| \x1b |", "> \x1b[2J", "1. \x1b[2J", "# \x1b[2J", "\u2066\u2069",
-    "<\x1b[2J>", "http://x/\x1b[2J", "\x1b\n[2J", "\x1b[?1049h", "\x1bP+q\x1b\\", "\x90q\x9c", "\x7f",
-]  # fmt: skip
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",
+    "a\rb",
+    "\x08\x08",
+    "&#27;[2J",
+    "&#x1b;[2J",
+    "&#x9b;31m",
+    "&#x202e;",
+    "&#13;",
+    "&#8;",
+    "&Tab;&NewLine;",
+    "\u202egnp.exe",
+    "```\n\x1b[2J\n```",
+    "```\x1b[2J\ncode\n```",
+    "`\x1b[2J`",
+    "[a](http://x/\x1b[2J)",
+    "[a](<http://x/&#x1b;]0;>)",
+    "![\x1b[2J](x)",
+    "| \x1b[2J |\n|---|\n| \x1b |",
+    "> \x1b[2J",
+    "1. \x1b[2J",
+    "# \x1b[2J",
+    "\u2066\u2069",
+    "<\x1b[2J>",
+    "http://x/\x1b[2J",
+    "\x1b\n[2J",
+    "\x1b[?1049h",
+    "\x1bP+q\x1b\\",
+    "\x90q\x9c",
+    "\x7f",
+]
 
 
 @pytest.mark.req("FR-062")
