@@ -207,8 +207,8 @@ def _ours(config: Config, home: Path) -> "tuple[Examinee, bool, Path]":
     name = path.resolve().name if path.is_dir() else config.model
     examinee = EngineExaminee(name=name, engine=engine, model_hash=weights_hash(loaded.model))
     folder = home / "evals" / _safe(name)
-    if home / "runs" in loaded.path.parents and len(loaded.path.relative_to(home).parts) == 4:
-        folder = loaded.path.parents[1] / "evals" / f"{loaded.path.parent.name}-{loaded.path.name}"
+    if home / "runs" in loaded.path.parents:
+        folder = loaded.path.parents[1] / "evals" / loaded.path.name
     return examinee, loaded.is_chat, _out(config, folder)
 
 

@@ -5,7 +5,7 @@ What the texts of a group share is computed once, and groups are laid end to end
 is padded and none is small.  Nothing is kept: there are no blocks of memory, nothing is scheduled.
 The last token of a text is never fed, and the last layer computes only what is asked about: the
 likelihood of one token after a prompt costs less than the prompt's own forward pass.
-Read next: forward.py (trunk), attend.py; scoring.py (the same beside running requests).
+Read next: forward.py (trunk), attend_text.py; scoring.py (the same beside running requests).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from nanochat.engine.attend import attend_piece
+from nanochat.engine.attend_text import attend_masked, attend_text
 from nanochat.engine.forward import Forward
 from nanochat.engine.kvmemory import Window
 from nanochat.engine.request import NO_TOKEN
@@ -178,26 +177,23 @@ def _attend_group(
         if rows[0] == rows[-1] and rows[0] < num_stem:  # one token of a stem sees what is before it
             stop = rows[0] + 1
             first = 0 if window is None else max(0, rows[0] - window)
-            return [_sdpa(q_KNGE[:, rows], k_KNE[:, first:stop], v_KNE[:, first:stop], None, scale)]
+            return [
+                attend_masked(
+                    q_KNGE[:, rows], k_KNE[:, first:stop], v_KNE[:, first:stop], None, scale
+                )
+            ]
         mask = _mask(laid, window, rows, 0, is_last, q_KNGE)
-        return [_sdpa(q_KNGE[:, rows], k_KNE, v_KNE, mask, scale)]
+        return [attend_masked(q_KNGE[:, rows], k_KNE, v_KNE, mask, scale)]
     parts = []
     if num_stem:
-        parts.append(
-            attend_piece(
-                q_KNGE[:, :num_stem],
-                k_KNE[:, :num_stem],
-                v_KNE[:, :num_stem],
-                start=0,
-                first=0,
-                window=window,
-                scale=scale,
-            )  # fmt: skip
-        )
+        stem = (q_KNGE[:, :num_stem], k_KNE[:, :num_stem], v_KNE[:, :num_stem])
+        parts += attend_text(*stem, window, scale)
     if laid.num_rows > num_stem:
         first = 0 if window is None else max(0, num_stem - window)
         mask = _mask(laid, window, range(num_stem, laid.num_rows), first, False, q_KNGE)
-        parts.append(_sdpa(q_KNGE[:, num_stem:], k_KNE[:, first:], v_KNE[:, first:], mask, scale))
+        parts.append(
+            attend_masked(q_KNGE[:, num_stem:], k_KNE[:, first:], v_KNE[:, first:], mask, scale)
+        )
     if is_last:
         return [torch.cat(parts, dim=1)[:, laid.wanted]]
     return parts
@@ -230,20 +226,6 @@ def _mask(
         mask = torch.zeros(is_seen.shape).masked_fill_(~is_seen, float("-inf"))
         laid.masks[window, is_last] = mask.repeat_interleave(G, 0).to(like.device, like.dtype)
     return laid.masks[window, is_last]
-
-
-def _sdpa(
-    q_KTGE: Tensor, k_KSE: Tensor, v_KSE: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """The queries of a group lie one after another, as further queries of their key head.
-
-    Shapes: -> as q.
-    """
-    K, T, G, E = q_KTGE.shape
-    y = F.scaled_dot_product_attention(
-        q_KTGE.reshape(1, K, T * G, E), k_KSE[None], v_KSE[None], attn_mask=mask, scale=scale
-    )
-    return y.view(K, T, G, E)
 
 
 def _read(forward: Forward, hidden_WD: Tensor, batch: list[_Laid]) -> list[list[TextScore]]:
