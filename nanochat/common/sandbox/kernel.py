@@ -37,7 +37,8 @@ def call(name: str, *arguments: Any) -> int:
         function = getattr(_libc, name)
     except AttributeError:
         raise OSError(38, f"the C library has no {name}") from None
-    function.restype = ctypes.c_long
+    # The others return 32 bits: read as 64, their -1 would be 4294967295, and no failure seen.
+    function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
     ctypes.set_errno(0)
     result: int = function(*(_as_word(argument) for argument in arguments))
     if result == -1 and ctypes.get_errno():

@@ -2,12 +2,12 @@
 who calls: seccomp.py, landlock.py
 
 ALLOWED is all a Python program without network, children and threads needs; DEADLY is what only an
-attack would call.
+attack would call, PRETENDED what copying a file calls and nothing depends on.
 Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.
 Read next: seccomp.py (what becomes of them).
 """
 
-__all__ = ["ALLOWED", "ARCHITECTURES", "DEADLY", "NUMBERS"]
+__all__ = ["ALLOWED", "ARCHITECTURES", "DEADLY", "NUMBERS", "PRETENDED"]
 
 # linux/audit.h
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -39,7 +39,10 @@ DEADLY = tuple(
     """.split()
 )
 
+PRETENDED = tuple("chmod fchmod fchmodat fchmodat2 utime utimes futimesat utimensat".split())
+
 _X86_64 = """
+    chmod=90 fchmod=91 fchmodat=268 fchmodat2=452 utime=132 utimes=235 futimesat=261 utimensat=280
     read=0 write=1 readv=19 writev=20 pread64=17 pwrite64=18 lseek=8 close=3 close_range=436
     open=2 openat=257 creat=85 stat=4 fstat=5 lstat=6 newfstatat=262 statx=332 access=21
     faccessat=269 faccessat2=439 readlink=89 readlinkat=267 getdents=78 getdents64=217 getcwd=79
@@ -68,6 +71,7 @@ _X86_64 = """
 """
 
 _AARCH64 = """
+    fchmod=52 fchmodat=53 fchmodat2=452 utimensat=88
     read=63 write=64 readv=65 writev=66 pread64=67 pwrite64=68 lseek=62 close=57 close_range=436
     openat=56 fstat=80 newfstatat=79 statx=291 faccessat=48 faccessat2=439 readlinkat=78
     getdents64=61 getcwd=17 chdir=49 fchdir=50 mkdirat=34 unlinkat=35 renameat=38 renameat2=276

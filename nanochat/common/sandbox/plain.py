@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["Opaque", "decode", "encode"]
 
 BIG_INT = 1 << 62  # beyond it in hexadecimal: decimal digits take quadratic time, and 4,300 at most
-MOST_ITEMS = 1_000_000  # drained from an iterator, which may be endless
+MOST_ITEMS = 100_000  # drained from an iterator, which may be endless
 
 
 class Opaque:

@@ -2,9 +2,10 @@
 who calls: walls.py
 
 An allow list: what is not named here does not exist for the program, also what a later kernel adds.
-Left out on purpose, though harmless in themselves: threads (clone altogether), chmod, utime, links
-and extended attributes (Landlock does not guard them), fcntl's F_SETOWN (sends signals), ioctl but
-for five questions.  A call that no honest program makes ends it at once (SIGSYS), so that it is
+Left out on purpose, though harmless in themselves: threads (clone altogether), links and extended
+attributes (Landlock does not guard them), fcntl's F_SETOWN (sends signals), ioctl but for five
+questions.  chmod and utime, which Landlock does not guard either, answer 0 and do nothing, so that
+shutil.copy goes on.  A call that no honest program makes ends it at once (SIGSYS), so that it is
 told apart; every other one fails with EPERM, and clone3 with ENOSYS, to which the C library answers
 with clone.
 Source: linux/seccomp.h, linux/filter.h, arch/x86/entry/syscalls, include/uapi/asm-generic/unistd.h.
@@ -16,14 +17,14 @@ import struct
 from typing import NamedTuple
 
 from nanochat.common.sandbox import kernel
-from nanochat.common.sandbox.numbers import ALLOWED, ARCHITECTURES, DEADLY, NUMBERS
+from nanochat.common.sandbox.numbers import ALLOWED, ARCHITECTURES, DEADLY, NUMBERS, PRETENDED
 
 __all__ = ["filter_program", "install"]
 
 # linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, RET|K
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-REFUSE, UNKNOWN = 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
+PRETEND, REFUSE, UNKNOWN = 0x00050000, 0x00050000 | 1, 0x00050000 | 38  # 0, EPERM, ENOSYS
 
 # struct seccomp_data: nr, arch, instruction pointer, six arguments of 8 bytes, little endian
 AT_NUMBER, AT_ARCH = 0, 4
@@ -60,12 +61,10 @@ def filter_program(machine: str) -> bytes:
         _Instruction(AT_LEAST, 0, 1, X32_CALLS),
         _return(KILL),
     ]
-    for name in ALLOWED:
-        if name in numbers:  # aarch64 lacks the older ones
-            program += _when_number(numbers[name], [_return(ALLOW)])
-    for name in DEADLY:
-        if name in numbers:
-            program += _when_number(numbers[name], [_return(KILL)])
+    for names, action in ((ALLOWED, ALLOW), (DEADLY, KILL), (PRETENDED, PRETEND)):
+        for name in names:
+            if name in numbers:  # aarch64 lacks the older ones
+                program += _when_number(numbers[name], [_return(action)])
     program += _when_number(numbers["fcntl"], _only_commands(FCNTL_COMMANDS))
     program += _when_number(numbers["ioctl"], _only_commands(IOCTL_COMMANDS))
     program += _when_number(numbers["prlimit64"], _only_asking_about_itself())
