@@ -29,6 +29,7 @@ __all__ = ["Config", "Finding", "examine", "run", "usable_cores", "usable_memory
 
 PACKAGES = (
     "fastapi",
+    "httpx",
     "huggingface_hub",
     "llguidance",
     "numpy",

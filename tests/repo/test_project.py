@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "pyproject.toml").read_text()
 PROJECT: dict[str, Any] = tomllib.loads(TEXT)["project"]
-COMES_WITH = {"pydantic_core": "pydantic", "starlette": "fastapi"}
+COMES_WITH = {"markdown_it": "rich", "pydantic_core": "pydantic", "starlette": "fastapi"}
 PEERS = {"llama_cpp"}  # measured beside us where a user has them, in a process of their own
 
 
