@@ -15,6 +15,7 @@ import tyro
 from nanochat.cli.terminal import neutralize, notice
 from nanochat.common.config import CommonOptions
 from nanochat.common.errors import CheckpointError, ConfigError
+from nanochat.common.files import home_dir
 
 if TYPE_CHECKING:
     from nanochat.evals.compare import Comparison, Difference
@@ -97,11 +98,7 @@ def find_results(reference: str, home: Path | None = None) -> Path:
         path = path.parent
     if (path / SUMMARY).is_file():
         return path
-    from nanochat.checkpoint.resolve import candidates
-
-    checkpoint = candidates(reference, home)[0]
-    evals = checkpoint.parents[1] / "evals" if len(checkpoint.parents) > 1 else checkpoint / "evals"
-    step = checkpoint.name.removeprefix("step_") if "@" in reference else ""
+    evals, step = _evals_of(reference, home)
     found = [
         summary
         for summary in evals.rglob(SUMMARY)
@@ -112,6 +109,24 @@ def find_results(reference: str, home: Path | None = None) -> Path:
             f"{reference} has no results in {evals}: nanochat eval {reference} makes them"
         )
     return max(found, key=lambda summary: summary.stat().st_mtime_ns).parent
+
+
+def _evals_of(reference: str, home: Path | None) -> tuple[Path, str]:
+    """Where a model's results lie, and the step they are of if it is named.
+
+    Those of a run lie with its stage, all others in the home, by name.
+    """
+    place = home_dir(home)
+    named = place / "evals" / Path(reference).expanduser().name
+    if named.is_dir():
+        return named, ""
+    from nanochat.checkpoint.resolve import candidates
+
+    checkpoint = candidates(reference, home)[0]
+    if place / "runs" not in checkpoint.absolute().parents:
+        return named, ""
+    step = checkpoint.name if "@" in reference else ""
+    return checkpoint.parents[1] / "evals", step
 
 
 def _lines(comparisons: "Sequence[Comparison]", found: Sequence[Path], alpha: float) -> list[str]:

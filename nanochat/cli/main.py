@@ -62,11 +62,11 @@ VERBS = (
     Verb("chat", "using a model", "talk with a model in the terminal"),
     Verb("serve", "using a model", "a chat page and an OpenAI-compatible API"),
     Verb("eval", "examining a model", "its scores on benchmarks and on tasks of your own"),
+    Verb("compare", "examining a model", "which differences between evaluations are real"),
     Verb("show", "models on the disk", "config, plan, metrics, and where a model came from"),
     Verb("verify", "models on the disk", "check every file of a model and what is in it"),
     Verb("import", "models on the disk", "a run of karpathy/nanochat's or Hugging Face's files"),
     Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
-    Verb("compare", "measuring", "which differences between evaluations are real"),
     Verb("bench decode", "measuring", "decoding speed, beside karpathy/nanochat's and llama.cpp's"),
     Verb("bench serve", "measuring", "what many users notice of a server, beside peers' servers"),
     Verb(

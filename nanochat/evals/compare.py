@@ -30,25 +30,7 @@ __all__ = ["Comparison", "Difference", "compare", "differing_keys"]
 
 # Settings that belong to a model or a machine, which is what is compared; all others have to agree.
 OF_THE_MODEL = frozenset(
-    {
-        "checkpoint",
-        "code_version",
-        "context_len",
-        "created",
-        "device",
-        "dtype",
-        "model_hash",
-        "num_parameters",
-        "step",
-        "tokenizer",
-        "tokenizer_hash",
-        "torch",
-        "url",
-        "versions",
-        "weights",
-        "weights_hash",
-        "world_size",
-    }
+    {"device", "dtype", "library", "model_sha256", "nanochat", "tokenizer", "url", "weights"}
 )
 MOST_KEYS = 8  # named in a refusal; of more, how many
 

@@ -15,7 +15,7 @@ from nanochat.evals.results import SAMPLES_FILE, EvalResult, TaskResult
 __all__ = ["render_markdown"]
 
 MOST_PER_TASK = 3
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 
 
 def render_markdown(result: EvalResult) -> str:

@@ -87,3 +87,7 @@ def test_the_newest_results_of_a_model(home: Path, tiny_tokenizer: Tokenizer) ->
     assert find_results("tiny", home) == evals / "step_000009"
     assert find_results("tiny/sft@3", home) == evals / "step_000003-a"
     assert find_results(str(evals / "step_000003-b" / "samples.jsonl")).name == "step_000003-b"
+    written(home / "evals" / "elsewhere" / "20260101", make_result("x", {"arc": RIGHT}))
+    assert find_results("elsewhere", home).name == "20260101"  # a model behind a URL, say
+    with pytest.raises(CheckpointError, match="has no results in .*evals"):
+        find_results(str(home / "runs/tiny/sft/checkpoints/step_000003"), home / "other")

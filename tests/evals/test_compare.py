@@ -132,8 +132,8 @@ def test_what_was_not_asked_alike_is_refused_by_name(other: EvalResult, key: str
 
 
 def test_what_belongs_to_the_model_may_differ() -> None:
-    first = make_result("a", {"x": RIGHT}, dtype="float32", weights_hash="1")
-    second = make_result("b", {"x": RIGHT}, dtype="int8", weights_hash="2")
+    first = make_result("a", {"x": RIGHT}, dtype="float32", model_sha256="1")
+    second = make_result("b", {"x": RIGHT}, dtype="int8", model_sha256="2")
     assert differing_keys(first, second) == []
 
 
