@@ -188,19 +188,16 @@ def laid_out(folder: Path) -> Iterator[Outside]:
 
 def descendants(pid: int) -> set[int]:
     """The processes below a process."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int(
-                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-                )
-            except OSError:
-                continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        try:
+            children = Path(f"/proc/{waiting[-1]}/task/{waiting.pop()}/children").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        waiting += (more := [int(child) for child in children.split()])
+        found |= set(more)
+    return found
 
 
 def run(sandbox: Sandbox, attack: Attack, outside: Outside) -> tuple[Outcome, float]:

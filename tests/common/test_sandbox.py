@@ -487,7 +487,7 @@ def test_the_kernels_refusal_is_an_error() -> None:
     with pytest.raises(OSError, match="the C library has no never_heard_of"):
         kernel.call("never_heard_of")
     assert kernel.prctl("DUMPABLE", 1) == 0
-    assert kernel.MACHINE and set(kernel.prctl_number) > {"SECCOMP"}
+    assert kernel.MACHINE and set(kernel.PRCTL) > {"SECCOMP"}
 
 
 def test_an_interpreter_in_a_closed_folder_is_noticed(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _can_become(user: int | None, has_room: bool, notes: list[str]) -> bool:
         os._exit(0)
     is_possible = os.waitpid(pid, 0)[1] == 0
     if not is_possible:
-        notes.append(f"stays user {os.geteuid()}, without capabilities: cannot become {user}")
+        notes.append("keeps its user, without capabilities: the kernel grants it no other")
     return is_possible
 
 

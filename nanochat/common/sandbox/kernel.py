@@ -10,12 +10,12 @@ import os
 import platform
 from typing import Any
 
-__all__ = ["MACHINE", "call", "prctl", "prctl_number"]
+__all__ = ["MACHINE", "PRCTL", "call", "prctl"]
 
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 # include/uapi/linux/prctl.h
-prctl_number = {
+PRCTL = {
     "PDEATHSIG": 1,
     "DUMPABLE": 4,
     "SECCOMP": 22,
@@ -47,12 +47,12 @@ def call(name: str, *arguments: Any) -> int:
 
 
 def prctl(option: str, *values: Any) -> int:
-    """What prctl answers to one of `prctl_number`, the values left out being 0.
+    """What prctl answers to one of `PRCTL`, the values left out being 0.
 
     Raises: OSError with the kernel's reason.
     """
     padded = (*values, 0, 0, 0, 0)[:4]
-    return call("prctl", prctl_number[option], *padded)
+    return call("prctl", PRCTL[option], *padded)
 
 
 def _as_word(argument: Any) -> Any:

@@ -4,7 +4,7 @@ who calls: forkserver (once), watch (a fresh folder for every program)
 The second wall behind Landlock and seccomp, where the kernel lets us: as root, or through a user
 namespace.  Many containers and hardened hosts do not; then forkserver says so and goes on without.
 The new root holds, read-only, the interpreter's library and the system's shared ones, /dev/null,
-and /tmp: a memory file system mounted anew for each program, with the size it may fill.
+and /box: a memory file system mounted anew for each program, with the size it may fill.
 Source: namespaces(7), mount_namespaces(7), pivot_root(2).
 Read next: walls.py (what each program puts around itself besides).
 """
@@ -17,8 +17,8 @@ from nanochat.common.sandbox import kernel
 
 __all__ = ["FOLDER", "empty_folder", "enter", "remove_folder"]
 
-FOLDER = "/tmp"
-"""Where a program may write, inside."""
+FOLDER = "/box"
+"""Where a program may write, inside; a name below which no interpreter lies."""
 
 # linux/sched.h: mount, UTS, IPC, PID and network namespaces
 NEW_USER = 0x10000000
