@@ -7,7 +7,6 @@ numbers), docs/operate.md.
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -221,9 +220,7 @@ def _engines(config: Config) -> Iterator[_Model]:
     from nanochat.engine.worker import EngineProcess
     from nanochat.server.pool import EnginePool
 
-    spec = spec_of(config, max_rows=config.max_rows)
-    if config.workers > 1:  # of one CPU, each has its share
-        spec = replace(spec, num_threads=max(1, _num_cores() // config.workers))
+    spec = replace(spec_of(config, max_rows=config.max_rows), num_workers=config.workers)
     workers = [EngineProcess(replace(spec, worker=place)) for place in range(config.workers)]
     with contextlib.ExitStack() as stack:
         for worker in workers:
@@ -237,9 +234,3 @@ def _engines(config: Config) -> Iterator[_Model]:
             is_chat=first.is_chat,
             model_hash=first.model_hash,
         )
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ Read next: checkpoint/resolve.py (what a reference is), engine.py.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,10 +34,10 @@ class EngineSpec:
     kv_memory_bytes: int | None = None
     with_hashes: bool = True
     """Whether every file is compared with its SHA-256."""
-    num_threads: int | None = None
-    """Of a CPU, for what is computed. None: as many as PyTorch takes by itself."""
     worker: int | None = None
     """Which of several engines this is: each has a CUDA device of its own, where there are any."""
+    num_workers: int = 1
+    """How many they are: on a CPU each has its share of the cores and of the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +60,8 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
 
     from nanochat.checkpoint.resolve import load
     from nanochat.common.device import best_device, compute_dtype
-    from nanochat.engine.engine import Engine
+    from nanochat.engine.engine import MEMORY_SHARE, Engine
 
-    if spec.num_threads is not None:
-        torch.set_num_threads(spec.num_threads)
     device = _own_device(best_device(spec.device), spec)
     if spec.format == "int8" or spec.format == "int4":
         dtype = torch.float32  # from the most exact weights there are
@@ -71,12 +70,17 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
     loaded = load(
         spec.model, home=spec.home, device=device, dtype=dtype, with_hashes=spec.with_hashes
     )
+    kv_memory_bytes = spec.kv_memory_bytes
+    if spec.num_workers > 1 and device.type != "cuda":
+        torch.set_num_threads(max(1, torch.get_num_threads() // spec.num_workers))
+        if kv_memory_bytes is None:
+            kv_memory_bytes = int(MEMORY_SHARE * _memory_bytes() / spec.num_workers)
     engine = Engine(
         loaded.model,
         loaded.tokenizer,
         max_rows=spec.max_rows,
         format=None if spec.format == "auto" else spec.format,
-        kv_memory_bytes=spec.kv_memory_bytes,
+        kv_memory_bytes=kv_memory_bytes,
         home=spec.home,
     )
     return LoadedEngine(
@@ -97,6 +101,10 @@ def _own_device(device: "torch.device", spec: EngineSpec) -> "torch.device":
             f"--workers {num_devices}"
         )
     return torch.device("cuda", spec.worker)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _manifest_hash(path: Path) -> str:

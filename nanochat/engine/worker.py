@@ -96,7 +96,9 @@ class EngineProcess:
         """
         with self._starting:
             self._is_kept_alive = True
-            return self._load() if self._pipe is None or self._model is None else self._model
+            if self._pipe is None or self._model is None or self._is_closed.is_set():
+                return self._load()
+            return self._model
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """As Engine.submit: what is wrong with the request is raised here."""

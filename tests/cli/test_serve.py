@@ -19,6 +19,8 @@ from nanochat.cli import http_server
 from nanochat.cli.http_server import reserve, serve_app
 from nanochat.cli.main import main
 from nanochat.common.errors import ConfigError
+from nanochat.engine.load import EngineSpec
+from nanochat.engine.worker import EngineProcess, WorkerModel
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 
@@ -31,7 +33,7 @@ def once_ready(
     lines: list[str] = []
 
     def watch() -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 100
         while not lines and time.monotonic() < end:
             lines.extend(capsys.readouterr().out.splitlines())
             time.sleep(0.01)
@@ -119,6 +121,13 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--port", "70000"], "port is 70000, expected 0 to 65535"),
         (["--max-rows", "0"], "max_rows is 0, expected at least 1"),
         (["--temperature", "-1"], "temperature is -1.0"),
+        (["--workers", "0"], "workers is 0, expected at least 1"),
+        (["--num-workers", "0"], "workers is 0, expected at least 1"),
+        (["--cache-entries", "-1"], "cache_entries is -1, expected at least 0"),
+        (["--max-queue", "-1", "--port", "0"], "max_queue is -1 and drain_s 30"),
+        (["--source", "tiny"], "both MODEL and --source are given, expected one"),
+        (["--api-key-file", "absent", "--port", "0"], "--api-key-file absent: No such file"),
+        (["--host", "0.0.0.0", "--port", "0"], "would be asked for no key: pass --api-key-file"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -127,6 +136,117 @@ def test_mistakes_are_one_line(
     assert main(["serve", "tiny", *argv]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_a_model_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve"]) == 2
+    assert "no model is given, expected one: nanochat serve d12" in capsys.readouterr().err
+
+
+def used(
+    home: Path, argv: list[str], capsys: Any, use: Callable[[str], None], *, ends: bool = True
+) -> None:
+    """Serve in this process, use it once it is ready, end it unless the use does."""
+
+    def act(line: str) -> None:
+        try:
+            use(json.loads(line)["url"])
+        finally:
+            if ends:
+                end_with(signal.SIGTERM)
+
+    with once_ready(capsys, act):
+        assert main(["serve", *argv, "--port", "0", "--json", "--home", str(home)]) == 0
+
+
+@pytest.mark.req("FR-054")
+def test_with_keys_from_a_file_or_the_environment(
+    home: Path,
+    tmp_path: Path,
+    tiny_tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_model(home, tiny_tokenizer)
+    (tmp_path / "keys").write_text("a-key-from-the-file\n")
+    found: list[int] = []
+
+    def ask(url: str) -> None:
+        for key in ("a-key-from-the-file", "a-key-from-the-environment"):
+            headers = {"Authorization": f"Bearer {key}"}
+            found.append(httpx.get(f"{url}/v1/models", headers=headers).status_code)
+        found.append(httpx.get(f"{url}/ready").status_code)
+
+    monkeypatch.setenv("NANOCHAT_API_KEYS", "a-key-from-the-environment")
+    used(home, ["tiny"], capsys, ask)
+    public = ["--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")]
+    used(home, ["tiny", *public], capsys, ask)
+    assert found == [401, 200, 200, 200, 401, 200]
+
+
+@pytest.mark.req("FR-054")
+def test_several_engines_and_nanochat_rs_spellings(
+    home: Path, tmp_path: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer)
+    (tmp_path / "ui.html").write_text("<p>mine</p>")
+    found: dict[str, Any] = {}
+
+    def ask(url: str) -> None:
+        found["page"] = httpx.get(url).text
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        answers = [httpx.post(f"{url}/v1/chat/completions", json=body) for _ in range(3)]
+        found["answers"] = [answer.status_code for answer in answers]
+        found["stats"] = httpx.get(f"{url}/stats").json()
+        host = {"Host": "chat.example.com"}
+        found["host"] = httpx.get(f"{url}/health", headers=host).status_code
+
+    argv = ["--source", "tiny", "--num-workers", "2", "--ui-path", str(tmp_path / "ui.html")]
+    argv += ["--max-rows", "4", "--cache-entries", "0", "--device", "cpu"]
+    used(home, [*argv, "--allowed-hosts", "chat.example.com"], capsys, ask)
+    assert found["page"] == "<p>mine</p>" and found["answers"] == [200, 200, 200]
+    stats = found["stats"]
+    assert (stats["total_workers"], stats["available_workers"]) == (2, 2)
+    assert stats["max_active"] == 8 and stats["cache"] is None and stats["model"] == "tiny"
+    assert found["host"] == 200
+
+
+@pytest.mark.req("FR-054")
+def test_an_answer_that_runs_at_the_signal_is_written_to_its_end(
+    home: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer)
+    lines: list[str] = []
+
+    def ask(url: str) -> None:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        try:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                end_with(signal.SIGTERM)
+                lines.extend(line for line in response.iter_lines() if line)
+        except httpx.HTTPError:
+            end_with(signal.SIGTERM)
+            raise
+
+    used(home, ["tiny"], capsys, ask, ends=False)
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_a_single_engine_may_have_a_process_of_its_own(
+    home: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = WorkerModel(tokenizer=tiny_tokenizer, context_len=9, is_chat=True, model_hash="h")
+    monkeypatch.setattr(EngineProcess, "start", lambda self: model)
+    closed: list[EngineSpec] = []
+    monkeypatch.setattr(EngineProcess, "close", lambda self: closed.append(self.spec))
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(http_server, "serve_app", lambda app, place, **more: served.update(more))
+    argv = ["serve", "tiny", "--engine-process", "--kv-memory", "0.5", "--dtype", "int8"]
+    assert main([*argv, "--port", "0", "--drain-s", "7", "--max-rows", "3"]) == 0
+    assert served["drain_s"] == 7 and served["drains"].settings.max_active == 3
+    [spec] = closed
+    assert (spec.kv_memory_bytes, spec.format, spec.max_rows) == (1 << 29, "int8", 3)
+    assert (spec.worker, spec.num_workers) == (0, 1)
 
 
 def test_a_place_is_refused_until_it_is_served_and_free_afterwards() -> None:

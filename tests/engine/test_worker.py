@@ -107,7 +107,7 @@ def test_a_crash_is_an_error_of_its_requests_alone(
 @pytest.mark.req("FR-054")
 def test_one_that_was_started_is_replaced_by_itself(model: tuple[GPT, Path]) -> None:
     spec = EngineSpec(
-        model="tiny", home=model[1], device="cpu", format="float32", max_rows=4, num_threads=1
+        model="tiny", home=model[1], device="cpu", format="float32", max_rows=4, num_workers=2
     )
     worker = EngineProcess(spec)
     try:
