@@ -146,17 +146,15 @@ def chosen_tasks(config: Config, *, is_chat: bool | None) -> list[Task]:
     None of them where nothing is named and is_chat is None.
     Raises: ConfigError for a name that matches none.
     """
-    from nanochat.evals.runner import select
-    from nanochat.evals.tasks import BUILT_IN, GROUPS
+    from nanochat.evals.tasks import named_tasks
 
     own = [load_task(config.task_file, config)] if config.task_file is not None else []
-    names = [name for word in config.tasks for name in word.split(",") if name]
-    if not names:
-        if own or is_chat is None:
-            return own
+    names = list(config.tasks)
+    if not names and not own:
+        if is_chat is None:
+            return []
         names = ["chatcore" if is_chat else "core"]
-    globs = [glob for name in names for glob in (GROUPS | {"all": ("*",)}).get(name, (name,))]
-    return select([*BUILT_IN, *own], globs + [task.name for task in own])
+    return named_tasks(names, own)
 
 
 def _opened(config: Config) -> "tuple[Examinee, bool, Path, World | None]":

@@ -4,6 +4,7 @@ out: Exam, conversations   who calls: cli (demo)   (imports no torch)
 Every question is asked for the first time, all of them in one batch, greedily; a reply counts only
 when all of it is the answer.  Beside the score stands a guesser who knows nothing of the questions
 but the most frequent answer of each category.
+It is the task `world` of `nanochat eval` too: tasks/world.py marks both.
 Read next: corpus/world/held_out.py (the questions), report.py (where the answers are shown).
 """
 
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 
 from nanochat.common.errors import DataError, EvalError
 from nanochat.common.messages import Conversation, Message, conversation_to_json
-from nanochat.corpus.world import HeldOut, baseline_guess, held_out, is_correct
+from nanochat.corpus.world import HeldOut, baseline_guess, held_out
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
+from nanochat.evals.tasks.world import WORLD, judge_held_out, world_sample
 from nanochat.tokenizer.chat import parse_reply, render_prompt, stop_tokens
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -30,7 +32,8 @@ __all__ = [
     "take_exam",
 ]
 
-EXAM_TOKENS = 96  # the longest answer takes 61 with a vocabulary of 512, 43 with one of 1,024
+# The longest answer takes 61 with a vocabulary of 512, 43 with one of 1,024.
+EXAM_TOKENS = WORLD.max_tokens
 SAMPLE_TOKENS = 256
 SAMPLE_ROOM_TOKENS = 64  # a sample is worth showing when at least this much may be answered
 SAMPLE_TEMPERATURE = 0.7  # small models repeat themselves when they are greedy
@@ -87,7 +90,7 @@ class Exam:
                 f"{len(replies)} replies to {len(questions)} questions: give one to each, in order"
             )
         pairs = zip(questions, replies, strict=True)
-        return cls(tuple(_judged(question, reply) for question, reply in pairs))
+        return cls(tuple(_judged(number, *pair) for number, pair in enumerate(pairs, 1)))
 
     @property
     def replies(self) -> tuple[str, ...]:
@@ -271,13 +274,13 @@ def _cut(conversation: Conversation, tokenizer: Tokenizer, max_tokens: int) -> C
     return ()
 
 
-def _judged(question: HeldOut, reply: str) -> ExamAnswer:
+def _judged(number: int, question: HeldOut, reply: str) -> ExamAnswer:
     return ExamAnswer(
         category=question.category,
         conversation=question.conversation,
         expected=question.answer,
         reply=reply,
-        is_correct=is_correct(reply, question),
+        is_correct=judge_held_out(world_sample(number, question), reply).score == 1.0,
     )
 
 

@@ -10,7 +10,6 @@ Read next: examinee.py (who answers), cache.py (what is kept), results.py.
 """
 
 import contextlib
-import fnmatch
 import math
 import time
 from collections import Counter
@@ -35,7 +34,6 @@ __all__ = [
     "RunOptions",
     "pass_at_k",
     "run_tasks",
-    "select",
 ]
 
 CHUNK_SAMPLES = 256  # at most, however short they are
@@ -132,18 +130,6 @@ class RunOptions:
             )
         if self.processes.size > 1 and self.keep is None:
             raise EvalError(f"{self.processes.size} processes share no folder: pass one to keep")
-
-
-def select(tasks: Sequence[Task], globs: Sequence[str]) -> list[Task]:
-    """The tasks whose names match, in the order of `tasks`.
-
-    Raises: ConfigError for a glob that matches none, with the names there are.
-    """
-    for glob in globs:
-        if not any(fnmatch.fnmatchcase(task.name, glob) for task in tasks):
-            names = ", ".join(task.name for task in tasks)
-            raise ConfigError(f"no task is called {glob!r}: there are {names}")
-    return [task for task in tasks if any(fnmatch.fnmatchcase(task.name, glob) for glob in globs)]
 
 
 def run_tasks(

@@ -8,6 +8,7 @@ Read next: plan.py (which resolves them).
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
@@ -48,6 +49,12 @@ class StageConfig(CommonOptions):
     """Steps between validations. None: four times a run; 0: only at the end."""
     eval_tokens: int = 262_144
     """Tokens of validation text."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks of nanochat eval to run with each validation: names, globs, core, chatcore."""
+    eval_limit: int | None = 500
+    """Questions of each of them. None: all."""
+    eval_data: Path | None = None
+    """Where their data is, as --data-dir of nanochat eval."""
     save_every: int | None = None
     """Steps between checkpoints. None: as often as validation; 0: only at the end."""
     keep_last: int = 2
@@ -90,6 +97,7 @@ class StageConfig(CommonOptions):
             "warmup_steps": 0,
             "eval_every": 0,
             "eval_tokens": 1,
+            "eval_limit": 1,
             "log_every": 1,
             "save_every": 0,
             "keep_last": 1,

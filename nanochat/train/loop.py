@@ -104,6 +104,8 @@ class Stage:
     plan: Plan
     validate: Callable[[], float] | None = None
     """Bits per byte of the validation text."""
+    examine: Callable[[int], dict[str, float]] | None = None
+    """Scores of tasks at a step, by the name they have in metrics.jsonl: it begins with eval/."""
     keeper: Keeper = field(default_factory=_KeepsNothing)
     is_padded: bool = False
     """Rows end in padding that need not be computed."""
@@ -322,20 +324,28 @@ class _Loop:
     # ----------------------------------------------------------------------------- validation
 
     def _validates_at(self, step: int) -> bool:
-        return self.stage.validate is not None and self.plan.validates_at(step)
+        stage = self.stage
+        has_any = stage.validate is not None or stage.examine is not None
+        return has_any and self.plan.validates_at(step)
 
     def _validate(self, row: dict[str, float]) -> None:
-        assert self.stage.validate is not None, "nothing to validate with"
+        stage, step = self.stage, int(row["step"])
         with self.clock.paused():
-            self.stage.model.eval()
-            row["val_bpb"] = self.stage.validate()
-            self.stage.model.train()
-        self.stage.keeper.validated(int(row["step"]), row["val_bpb"])
+            stage.model.eval()
+            if stage.validate is not None:
+                row["val_bpb"] = stage.validate()
+            if stage.examine is not None:
+                row |= stage.examine(step)
+            stage.model.train()
+        if stage.validate is not None:
+            stage.keeper.validated(step, row["val_bpb"])
 
     def _validate_what_was_saved(self) -> None:
         """An earlier part of the run may have ended between saving and validating."""
         is_due = self.rows and self._validates_at(self.progress.step)
-        if is_due and "val_bpb" not in self.rows[-1]:
+        if is_due and not any(
+            name == "val_bpb" or name.startswith("eval/") for name in self.rows[-1]
+        ):
             self._validate(self.rows[-1])
             self._write_rows()
 

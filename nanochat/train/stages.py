@@ -35,6 +35,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import StageConfig
 from nanochat.train.display import Display
 from nanochat.train.estimate import estimate_lines
+from nanochat.train.examine import examiner
 from nanochat.train.keeper import RunKeeper
 from nanochat.train.loop import Stage, Stream, fit
 from nanochat.train.optim import Optimizer
@@ -123,6 +124,7 @@ def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finis
 
 def _train(config: StageConfig, work: StageWork, directory: Path, display: Display) -> Finished:
     world, plan = current_world(), work.plan
+    examine = examiner(config, work.model, work.tokenizer, directory, display)
     retention = Retention(keep_last=config.keep_last, keep_every=config.keep_every)
     keeper = RunKeeper(
         directory=directory,
@@ -149,6 +151,7 @@ def _train(config: StageConfig, work: StageWork, directory: Path, display: Displ
             stream=work.stream,
             plan=plan,
             validate=work.validate,
+            examine=examine,
             keeper=keeper,
             is_padded=work.is_padded,
             metrics_path=directory / "metrics.jsonl",

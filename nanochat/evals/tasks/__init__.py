@@ -5,6 +5,10 @@ Read next: lettered.py (ARC, MMLU), gsm8k.py, humaneval.py, spelling.py, world.p
 one level up (CORE's 22).
 """
 
+import fnmatch
+from collections.abc import Sequence
+
+from nanochat.common.errors import ConfigError
 from nanochat.evals.core import CORE_TASKS
 from nanochat.evals.task import Task
 from nanochat.evals.tasks.bits import BITS_PER_BYTE
@@ -14,7 +18,7 @@ from nanochat.evals.tasks.lettered import ARC_CHALLENGE, ARC_EASY, MMLU
 from nanochat.evals.tasks.spelling import SIMPLE_SPELLING, SPELLING_BEE
 from nanochat.evals.tasks.world import WORLD
 
-__all__ = ["BUILT_IN", "GROUPS"]
+__all__ = ["BUILT_IN", "GROUPS", "named_tasks"]
 
 BUILT_IN: tuple[Task, ...] = (
     *CORE_TASKS,
@@ -37,4 +41,24 @@ GROUPS = {
         SPELLING_BEE.name,
     ),
 }  # fmt: skip
-"""Names for several tasks at once."""
+"""Names for several tasks at once; `all` is another."""
+
+
+def named_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> list[Task]:
+    """The tasks that names, globs and groups mean, one behind the other in commas or apart, and
+    those of one's own; in the order they are run.
+
+    Raises: ConfigError for a name that matches none, with the names there are.
+    """
+    known = [*BUILT_IN, *own]
+    wanted = {task.name for task in own}
+    for name in (part.strip() for word in names for part in word.split(",") if part.strip()):
+        globs = ("*",) if name == "all" else GROUPS.get(name, (name,))
+        matches = {
+            task.name for task in known for glob in globs if fnmatch.fnmatchcase(task.name, glob)
+        }
+        if not matches:
+            there = ", ".join([*GROUPS, *(task.name for task in known)])
+            raise ConfigError(f"no task is called {name!r}: there are {there}")
+        wanted |= matches
+    return [task for task in known if task.name in wanted]
