@@ -2,14 +2,18 @@
 who calls: app.py, stream.py, limits.py, deadlines.py, admin.py, logs.py
 
 Every error on every path is {"error": {message, type, param, code}} with a string code; one table
-maps what was raised to its status.
+maps what was raised to its status.  What a client sent is echoed as little as possible: 200
+characters at most, and none that UTF-8 cannot hold.
 Source: OpenAI's OpenAPI document (f85dbe2) and openai-python 3.52.
-Read next: app.py.
+Read next: app.py (which asks for them), requests.py (what a wrong field is).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from nanochat.common.errors import (
     Aborted,
@@ -22,8 +26,21 @@ from nanochat.common.errors import (
     TokenizerError,
     Unavailable,
 )
+from nanochat.tokenizer.tokenizer import replace_surrogates
 
-__all__ = ["ApiError", "error_body", "to_api_error", "validation_error"]
+__all__ = [
+    "ApiError",
+    "ErrorBody",
+    "ErrorMembers",
+    "error_body",
+    "http_error",
+    "shown",
+    "to_api_error",
+    "validation_error",
+]
+
+MAX_MESSAGE_LENGTH = 1000  # characters
+MAX_ECHO_LENGTH = 200  # characters of what a client sent
 
 
 class ApiError(Exception):
@@ -41,6 +58,21 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
         self.kind, self.param = kind, param
+
+
+class ErrorMembers(BaseModel):
+    """What an error says; for the OpenAPI document."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error; for the OpenAPI document."""
+
+    error: ErrorMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +97,87 @@ STATUS_BY_CLASS: tuple[tuple[type[NanochatError], _Answer], ...] = (
 )
 
 
-def to_api_error(error: Exception) -> ApiError:
-    """What a client is told of an exception: the message of ours, nothing of any other."""
+def to_api_error(error: Exception, param: str | None = None) -> ApiError:
+    """What a client is told of an exception: the message of ours, nothing of any other.
+
+    `param` is named where the table names "messages", for bodies that have another text.
+    """
     if isinstance(error, ApiError):
         return error
     for known, answer in STATUS_BY_CLASS:
         if isinstance(error, known):
-            return ApiError(
-                answer.status, str(error), answer.code, kind=answer.kind, param=answer.param
-            )
+            named = param if param and answer.param else answer.param
+            return ApiError(answer.status, str(error), answer.code, kind=answer.kind, param=named)
     message = "The server had an error while processing your request."
     return ApiError(500, message, "internal_error", kind="server_error")
 
 
+# Statuses that the framework answers by itself, and their codes.
+CODES = {
+    400: "invalid_request",
+    404: "unknown_url",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def http_error(error: HTTPException, method: str, path: str) -> ApiError:
+    """An error that the framework raised."""
+    url = f"{method} {path[:MAX_ECHO_LENGTH]}"
+    messages = {404: f"Invalid URL ({url})", 405: f"Not allowed to {url}"}
+    message = messages.get(error.status_code, str(error.detail))
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    code = CODES.get(error.status_code, "invalid_request")
+    return ApiError(error.status_code, message, code, kind=kind)
+
+
 def error_body(error: ApiError) -> dict[str, Any]:
-    """OpenAI's error body."""
+    """OpenAI's error body, within bounds."""
     members = {
-        "message": error.message,
+        "message": shown(error.message, MAX_MESSAGE_LENGTH),
         "type": error.kind,
-        "param": error.param,
+        "param": None if error.param is None else shown(error.param),
         "code": error.code,
     }
     return {"error": members}
 
 
+def shown(text: str, most: int = MAX_ECHO_LENGTH) -> str:
+    """A text as it can be told to whoever sent it: JSON may hold what no UTF-8 can."""
+    return replace_surrogates(text if len(text) <= most else text[: most - 3] + "...")
+
+
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first problem that pydantic found, in OpenAI's words; nothing of the input is echoed."""
     first = errors[0]
-    if first["type"] == "json_invalid":
+    kind, context = first["type"], first.get("ctx") or {}
+    if kind == "json_invalid":
         return ApiError(400, NOT_JSON, "invalid_json")
-    context = first.get("ctx") or {}
-    param = str(context.get("param") or _param(first["loc"])) or None
+    inner = context.get("param")
+    param = _param((*first["loc"], inner) if inner else first["loc"]) or None
     name = f"'{param}'" if param else "the body"
-    if first["type"] == "missing" and param:
+    if kind == "missing" and param:
         message, code = f"Missing required parameter: {name}.", "missing_required_parameter"
-    elif first["type"] in ("missing", "model_attributes_type", "model_type"):
+    elif kind in ("missing", "model_attributes_type", "model_type"):
         message, code = f"Invalid type for {name}: expected an object.", "invalid_type"
     elif limit := _limit(context):
         words, code = limit
         message = f"Invalid {name}: {words}."
-    elif first["type"] == "unsupported_value":
+    elif kind == "unsupported_value":
         message, code = f"Unsupported value for {name}: {first['msg']}.", "unsupported_value"
-    elif first["type"] in ("literal_error", "too_short", "too_long", "value_error"):
+    elif kind in WRONG_VALUES:
         message, code = f"Invalid value for {name}: {_lower(first['msg'])}.", "invalid_value"
     else:
         message, code = f"Invalid type for {name}: {_lower(first['msg'])}.", "invalid_type"
     return ApiError(400, message, code, param=param)
 
+
+WRONG_VALUES = frozenset({
+    "invalid_value", "literal_error", "string_pattern_mismatch", "string_too_long",
+    "string_too_short", "too_long", "too_short", "union_tag_invalid", "union_tag_not_found",
+    "value_error",
+})  # fmt: skip
 
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -120,10 +186,16 @@ NOT_JSON = (
 )
 
 
+# What pydantic puts into a place to say which of several types it tried.
+TRIED = frozenset({"text", "json_object", "json_schema"})
+
+
 def _param(location: Sequence[int | str]) -> str:
     """("body", "messages", 0, "content") -> messages[0].content"""
-    path = ""
-    for part in location[1:]:
+    path, parts = "", list(location[1:])
+    if parts[:1] == ["response_format"] and parts[1:2] and parts[1] in TRIED:
+        del parts[1]
+    for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
@@ -134,8 +206,8 @@ def _limit(context: Mapping[str, Any]) -> tuple[str, str] | None:
         if key in context:
             bound = context[key]
             kind = "integer" if isinstance(bound, int) else "decimal"
-            shown = bound if kind == "integer" else f"{bound:g}"
-            return f"expected a value {sign} {shown}", f"{kind}_{word}_value"
+            told = bound if kind == "integer" else f"{bound:g}"
+            return f"expected a value {sign} {told}", f"{kind}_{word}_value"
     return None
 
 

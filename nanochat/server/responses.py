@@ -1,21 +1,31 @@
-"""What is answered.   in: texts, counts   out: bodies in OpenAI's shapes
-who calls: app.py, stream.py
+"""What is answered, as types.   in: counts, names   out: bodies in OpenAI's shapes
+who calls: app.py, tokens.py (make them), frames.py (writes text as they say)
 
+The types are the OpenAPI document's; answers to a conversation are written by frames.py without
+them, because a type takes longer to render than a token to compute.
 Source: OpenAI's OpenAPI document (f85dbe2).
-Read next: stream.py (when a frame is sent), errors.py (what is answered instead).
+Read next: frames.py; tests/server/openai_schema.json (OpenAI's own words on these shapes).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
-from nanochat.engine.request import FinishReason
+from pydantic import BaseModel
 
-__all__ = ["Usage", "chunk_body", "completion_body", "models_body"]
+__all__ = [
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "Detokenized",
+    "ModelCard",
+    "ModelList",
+    "TextCompletion",
+    "Tokenized",
+    "Usage",
+]
+
+Reason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens read and written."""
 
     prompt_tokens: int
@@ -23,36 +33,133 @@ class Usage:
 
     def body(self) -> dict[str, int]:
         """As OpenAI has it."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+        total = self.prompt_tokens + self.completion_tokens
+        return {**self._asdict(), "total_tokens": total}
 
 
-def completion_body(
-    head: Mapping[str, Any], text: str, reason: FinishReason, usage: Usage
-) -> dict[str, Any]:
-    """A whole answer; `head` has its id, created and model."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    return {
-        **head,
-        "object": "chat.completion",
-        "choices": [choice],
-        "usage": usage.body(),
-    }
+class ModelCard(BaseModel):
+    """One model, as GET /v1/models has it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "nanochat"
 
 
-def chunk_body(
-    head: Mapping[str, Any], delta: Mapping[str, Any], reason: FinishReason | None = None
-) -> dict[str, Any]:
-    """One frame of a stream."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
-
-
-def models_body(name: str, created: int) -> dict[str, Any]:
+class ModelList(BaseModel):
     """The answer of GET /v1/models."""
-    model = {"id": name, "object": "model", "created": created, "owned_by": "nanochat"}
-    return {"object": "list", "data": [model]}
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Tokenized(BaseModel):
+    """The answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    """The answer of POST /detokenize."""
+
+    prompt: str
+
+
+# ------------------------------------------------------------------- for the document alone
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Top(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class _TokenLogprob(_Top):
+    top_logprobs: list[_Top]
+
+
+class _ChatLogprobs(BaseModel):
+    content: list[_TokenLogprob]
+    refusal: None
+
+
+class _Message(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class _ChatChoice(BaseModel):
+    index: int
+    message: _Message
+    logprobs: _ChatLogprobs | None
+    finish_reason: Reason
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[_ChatChoice]
+    usage: _Usage
+
+
+class _Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class _ChunkChoice(BaseModel):
+    index: int
+    delta: _Delta
+    logprobs: _ChatLogprobs | None
+    finish_reason: Reason | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One frame of a streamed answer; the last, where it is asked for, has no choices and the
+    usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[_ChunkChoice]
+    usage: _Usage | None = None
+
+
+class _TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class _TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: _TextLogprobs | None
+    finish_reason: Reason | None
+
+
+class TextCompletion(BaseModel):
+    """A whole completion, or one frame of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[_TextChoice]
+    usage: _Usage | None = None

@@ -1,31 +1,34 @@
-"""Token events -> HTTP.   in: an engine's events   out: a text, or server-sent events
-who calls: app.py
+"""Token events -> HTTP.   in: an engine's events   out: a whole body, or server-sent events
+who calls: serving.py
 
-The engine's thread hands events to the event loop, which never waits for it.  Who goes away is
-noticed while waiting, with or without streaming, and the engine drops the request within a step.
-Read next: app.py, responses.py (the frames' bodies).
+The engine's thread hands events to the event loop, which never waits for it; what has come by the
+time the loop looks goes out at once, a frame a token.  Who goes away is noticed while waiting, with
+or without streaming, and the engine drops the request within a step.
+Read next: serving.py, frames.py (how a frame is written), gate.py (the door to the engine).
 """
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanochat.common.errors import Aborted
-from nanochat.engine.request import FinishReason, Request, TokenEvent
+from nanochat.common.errors import Aborted, EngineError
+from nanochat.engine.request import Request, TokenEvent
 from nanochat.server.errors import error_body, to_api_error
-from nanochat.server.responses import Usage, chunk_body
+from nanochat.server.frames import Frames, Piece, frame_of, is_written
+from nanochat.server.responses import Usage
 
 if TYPE_CHECKING:
     from nanochat.server.cache import CacheAnswer, CachePolicy
 
-__all__ = ["Answer", "AnswerDoor", "EngineDoor", "EventStream", "while_connected"]
+__all__ = ["AnswerDoor", "Answers", "EngineDoor", "EventStream", "while_connected"]
 
 T = TypeVar("T")
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class EngineDoor(Protocol):
@@ -57,91 +60,141 @@ class AnswerDoor(Protocol):
         """As EngineDoor's."""
 
 
-class Answer:
-    """The events of one request on the event loop; `close` says that nobody listens any more.
+class Answers:
+    """The events of one or several requests on the event loop; `close` says that nobody listens.
 
-    Raises: what the door's `submit` raises, when made; what ends the request early, when read.
+    Raises: what the door's `submit` raises, when made: then nothing is left running; what ends a
+            request early, when read.
     """
 
     def __init__(
-        self, door: AnswerDoor, request: Request, *, tenant: str, policy: "CachePolicy"
+        self,
+        door: AnswerDoor,
+        requests: Sequence[Request],
+        *,
+        tenant: str = "",
+        policy: "CachePolicy",
     ) -> None:
         self.num_tokens = 0
-        self._door, self._request = door, request
-        self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.found = door.submit(
-            request,
-            lambda event: _hand_over(loop, self._events, event),
-            tenant=tenant,
-            policy=policy,
-        )
+        self._door, self._requests = door, tuple(requests)
+        self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
+        self._arrived: deque[Piece | Exception] = deque()
+        self._is_woken = False
+        self._num_left = sum(request.num_samples for request in requests)
+        self._stops = [frozenset(request.sampling.stop_tokens) for request in requests]
+        self.found: list[CacheAnswer] = []
+        begin = 0
+        try:
+            for request in requests:
+                self.found.append(
+                    door.submit(request, self._taker(begin), tenant=tenant, policy=policy)
+                )
+                begin += request.num_samples
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def headers(self) -> dict[str, str]:
         """Where the answer comes from."""
-        headers: dict[str, str] = {"X-Cache": self.found.status}
-        if self.found.key is not None:
-            headers["X-Cache-Key"] = self.found.key
-        if self.found.status == "HIT":
-            headers["Age"] = str(int(self.found.age_s))
+        statuses = {found.status for found in self.found}
+        status = statuses.pop() if len(statuses) == 1 else "MISS"
+        headers: dict[str, str] = {"X-Cache": status}
+        if len(self.found) == 1 and self.found[0].key is not None:
+            headers["X-Cache-Key"] = self.found[0].key
+        if status == "HIT":
+            headers["Age"] = str(int(max(found.age_s for found in self.found)))
         return headers
 
     @property
     def usage(self) -> Usage:
-        """Tokens of the prompt and of the answer so far; the one that stopped it is not counted."""
-        return Usage(len(self._request.prompt_tokens), self.num_tokens)
+        """Tokens of the prompts and of the answers so far; a token that only ends one is not
+        counted, nor are those that a tool put there."""
+        num_prompt = sum(max(1, len(request.prompt_tokens)) for request in self._requests)
+        return Usage(num_prompt, self.num_tokens)
 
-    async def pieces(self) -> AsyncIterator[tuple[str, FinishReason | None]]:
-        """Pieces of text as they come, all that is there at once; the last says why it ends."""
-        reason: FinishReason | None = None
-        while reason is None:
-            events = [await self._events.get()]
-            while not self._events.empty():
-                events.append(self._events.get_nowait())
-            text = ""
-            for event in events:
-                if isinstance(event, Exception):
-                    raise event
-                text, reason = text + event.text, event.finish_reason
-                self.num_tokens += reason in (None, "length")
-            if reason == "abort":
-                raise Aborted("the request was aborted: the server is shutting down")
-            yield text, reason
+    async def begun(self, limit_s: float) -> None:
+        """Until there is something to tell, or so long: while no head of an answer is out, an error
+        still has a status.
 
-    async def whole(self) -> tuple[str, FinishReason]:
-        """All of the text, and why it ends."""
-        pieces = [piece async for piece in self.pieces()]
-        reason = pieces[-1][1]
-        assert reason is not None, "an answer ends with a reason"
-        return "".join(text for text, _ in pieces), reason
+        Raises: what ends the request before its first token.
+        """
+        try:
+            await asyncio.wait_for(self._wake.wait(), limit_s)
+        except TimeoutError:
+            return
+        first = self._arrived[0]
+        if error := first if isinstance(first, Exception) else _end_of(first.event):
+            raise error
+
+    async def groups(self) -> AsyncIterator[list[Piece]]:
+        """Tokens as they come, all that are there at once, until every answer has ended."""
+        num_samples = self._requests[0].num_samples
+        while self._num_left:
+            await self._wake.wait()
+            self._is_woken = False  # from here on a new event wakes again
+            self._wake.clear()
+            group: list[Piece] = []
+            error: Exception | None = None
+            while self._arrived and error is None:
+                arrived = self._arrived.popleft()
+                error = arrived if isinstance(arrived, Exception) else _end_of(arrived.event)
+                if isinstance(arrived, Piece) and error is None:
+                    event = arrived.event
+                    stops = self._stops[arrived.choice // num_samples]
+                    self.num_tokens += is_written(event, stops) and not event.is_forced
+                    self._num_left -= event.finish_reason is not None
+                    group.append(arrived)
+            if group:
+                yield group
+            if error is not None:
+                raise error
+
+    async def all(self) -> list[Piece]:
+        """All of them, once every answer has ended."""
+        return [piece async for group in self.groups() for piece in group]
 
     def close(self) -> None:
-        """Drop the request if it still runs."""
-        self._door.cancel(self._request.request_id)
+        """Drop what still runs."""
+        for request in self._requests:
+            self._door.cancel(request.request_id)
+
+    def _taker(self, begin: int) -> Callable[[TokenEvent | Exception], None]:
+        """What the engine's thread calls."""
+
+        def take(event: TokenEvent | Exception) -> None:
+            if isinstance(event, TokenEvent):
+                self._arrived.append(Piece(begin + event.sample, event))
+            else:
+                self._arrived.append(event)
+            if not self._is_woken:
+                self._is_woken = True
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+        return take
+
+
+def _end_of(event: TokenEvent) -> Exception | None:
+    """What ends an answer that has not been written to its end."""
+    if event.finish_reason == "abort":
+        return Aborted("the request was aborted: the server is shutting down")
+    if event.finish_reason == "error":
+        return EngineError("the answer could not be written to its end")
+    return None
 
 
 class EventStream(Response):
-    """A streamed answer: frames for role, content, finish_reason, usage if asked, then [DONE]."""
+    """A streamed answer."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        answer: Answer,
-        head: Mapping[str, Any],
-        *,
-        has_usage_frame: bool,
-        keep_alive_s: float = 15.0,
-    ) -> None:
+    def __init__(self, answers: Answers, frames: Frames, *, keep_alive_s: float = 15.0) -> None:
         super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **answer.headers}
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **answers.headers}
         )
-        self._keep_alive_s, self._sent_s = keep_alive_s, 0.0
         del self.headers["content-length"]
-        # With a usage frame at the end, the others say that theirs is not there.
-        self._head = {**head, "usage": None} if has_usage_frame else dict(head)
-        self._answer, self._has_usage_frame = answer, has_usage_frame
+        self._answers, self._written = answers, frames
+        self._keep_alive_s, self._sent_s = keep_alive_s, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the answer ends or nobody reads."""
@@ -150,15 +203,13 @@ class EventStream(Response):
         except Aborted:  # nobody is there to be told
             pass
         finally:
-            self._answer.close()
+            self._answers.close()
 
     async def _send(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         keeping = asyncio.ensure_future(self._keep_alive(send))
         try:
-            async for data in self._frames():
-                body = b"".join(b"data: %s\n\n" % frame for frame in data)
+            async for body in self._bodies():
                 await self._send_body(send, body)
         finally:
             keeping.cancel()
@@ -169,31 +220,25 @@ class EventStream(Response):
         while True:
             await asyncio.sleep(max(self._sent_s + self._keep_alive_s - time.monotonic(), 0.01))
             if time.monotonic() >= self._sent_s + self._keep_alive_s:
-                await self._send_body(send, b": keep-alive\n\n")
+                await self._send_body(send, KEEP_ALIVE)
 
     async def _send_body(self, send: Send, body: bytes) -> None:
         self._sent_s = time.monotonic()
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def _frames(self) -> AsyncIterator[list[bytes]]:
+    async def _bodies(self) -> AsyncIterator[bytes]:
         """Frames in groups that are sent together."""
+        written = self._written
         try:
-            yield [self._chunk({"role": "assistant", "content": ""})]
-            async for text, reason in self._answer.pieces():
-                group = [self._chunk({"content": text})] if text else []
-                if reason is not None:
-                    group.append(self._chunk({}, reason))
-                if group:
-                    yield group
+            if first := written.first():
+                yield first
+            async for group in self._answers.groups():
+                if body := b"".join(map(written.of, group)):
+                    yield body
         except Exception as error:  # the status is out already: only a frame can tell
-            yield [_json(error_body(to_api_error(error)))]
+            yield frame_of(error_body(to_api_error(error)))
             return
-        usage = {**self._head, "object": "chat.completion.chunk", "choices": []}
-        usage["usage"] = self._answer.usage.body()
-        yield [*([_json(usage)] if self._has_usage_frame else []), b"[DONE]"]
-
-    def _chunk(self, delta: Mapping[str, Any], reason: FinishReason | None = None) -> bytes:
-        return _json(chunk_body(self._head, delta, reason))
+        yield written.last(self._answers.usage)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -216,15 +261,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _hand_over(
-    loop: asyncio.AbstractEventLoop,
-    events: "asyncio.Queue[TokenEvent | Exception]",
-    event: TokenEvent | Exception,
-) -> None:
-    loop.call_soon_threadsafe(events.put_nowait, event)
-
-
-def _json(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

@@ -117,10 +117,10 @@ def test_what_a_request_says_reaches_the_engine(client: TestClient, engine: Fake
     assert (sampling.top_k, sampling.max_tokens) == (None, 4)
     neutral = {"n": 1, "stop": None, "tools": None, "logprobs": False, "presence_penalty": 0}
     for _ in "ab":
-        client.post(CHAT, json=ask(**neutral, user="me", metadata={"a": "b"}, max_tokens=10**9))
+        client.post(CHAT, json=ask(**neutral, user="me", metadata={"a": "b"}, max_tokens=None))
     first, second = (request.sampling for request in engine.requests[-2:])
     assert (first.temperature, first.top_k, first.top_p) == (0.8, 50, 1.0)
-    assert first.max_tokens == CONTEXT_LEN
+    assert first.max_tokens == CONTEXT_LEN - 6  # what the question has left
     assert first.seed != second.seed
     assert len({request.request_id for request in engine.requests}) == len(engine.requests)
 
@@ -173,6 +173,8 @@ def test_models_and_health(client: TestClient) -> None:
 
 
 USER = {"role": "user", "content": "x"}
+CALCULATOR = {"type": "calculator"}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
 IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
 
 
@@ -182,7 +184,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
         ({"model": None}, "invalid_type", "model"),
         ({"messages": None}, "invalid_type", "messages"),
         ({"messages": []}, "invalid_value", "messages"),
-        ({"messages": [USER] * 501}, "invalid_value", "messages"),
+        ({"messages": [USER] * (2**14 + 1)}, "invalid_value", "messages"),
         ({"messages": ["x"]}, "invalid_type", "messages[0]"),
         ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
         ({"messages": [{**USER, "role": "root"}]}, "invalid_value", "messages[0].role"),
@@ -195,7 +197,6 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
         ),
         ({"messages": [{**USER, "content": ""}]}, "invalid_value", "messages"),
         ({"messages": [{**USER, "role": "assistant"}]}, "invalid_value", "messages"),
-        ({"messages": [USER, USER]}, "invalid_value", "messages"),
         ({"temperature": 2.1}, "decimal_above_max_value", "temperature"),
         ({"temperature": -0.1}, "decimal_below_min_value", "temperature"),
         ({"temperature": "hot"}, "invalid_type", "temperature"),
@@ -206,10 +207,60 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
         ({"seed": 2**63}, "integer_above_max_value", "seed"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"stream_options": 1}, "invalid_type", "stream_options"),
-        ({"n": 2}, "unsupported_value", "n"),
-        ({"stop": ["x"]}, "unsupported_value", "stop"),
-        ({"tools": []}, "unsupported_value", "tools"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+        ({"n": 0}, "integer_below_min_value", "n"),
+        ({"n": 129}, "integer_above_max_value", "n"),
+        ({"stop": ""}, "invalid_value", "stop"),
+        ({"stop": ["x"] * 17}, "invalid_value", "stop"),
+        ({"stop": 5}, "invalid_type", "stop"),
+        ({"stop": ["x", 5]}, "invalid_type", "stop"),
+        ({"presence_penalty": 3}, "decimal_above_max_value", "presence_penalty"),
+        ({"frequency_penalty": -3}, "decimal_below_min_value", "frequency_penalty"),
+        ({"repetition_penalty": 0}, "decimal_below_min_value", "repetition_penalty"),
+        ({"min_p": 2}, "decimal_above_max_value", "min_p"),
+        ({"logit_bias": []}, "invalid_type", "logit_bias"),
+        ({"logit_bias": {"cat": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"1": "x"}}, "invalid_type", "logit_bias"),
+        ({"logit_bias": {"300": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {str(k): 0 for k in range(1025)}}, "invalid_value", "logit_bias"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "integer_above_max_value", "top_logprobs"),
+        ({"stream_options": {}}, "invalid_value", "stream_options"),
+        ({"max_tokens": CONTEXT_LEN}, "context_length_exceeded", "messages"),
+        ({"tools": []}, "invalid_value", "tools"),
+        ({"tools": {}}, "invalid_type", "tools"),
+        ({"tools": [FUNCTION]}, "unsupported_value", "tools"),
+        ({"tools": [CALCULATOR, FUNCTION]}, "unsupported_value", "tools"),
+        ({"tool_choice": "auto"}, "invalid_value", "tool_choice"),
+        ({"tool_choice": "maybe"}, "invalid_value", "tool_choice"),
+        ({"tools": [CALCULATOR], "tool_choice": "required"}, "unsupported_value", "tool_choice"),
+        ({"tools": [CALCULATOR], "tool_choice": FUNCTION}, "unsupported_value", "tool_choice"),
+        ({"functions": [FUNCTION["function"]]}, "unsupported_value", "functions"),
+        ({"modalities": ["audio"]}, "unsupported_value", "modalities"),
+        (
+            {"tools": [CALCULATOR], "response_format": {"type": "json_object"}},
+            "unsupported_value",
+            "response_format",
+        ),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format"),
+        ({"response_format": "json"}, "invalid_type", "response_format"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "missing_required_parameter",
+            "response_format.json_schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "invalid_value",
+            "response_format.json_schema.name",
+        ),
+        (
+            {"messages": [{**USER, "role": "assistant", "content": "", "tool_calls": [{}]}, USER]},
+            "unsupported_value",
+            "messages[0].tool_calls",
+        ),
+        ({"messages": [{**USER, "role": "tool"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{**USER, "role": "assistant"}, USER]}, "invalid_value", "messages"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -349,7 +400,12 @@ def test_the_server_imports_no_torch() -> None:
 def test_the_schema_is_served(client: TestClient, app: FastAPI) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
         CHAT,
+        "/v1/completions",
         "/v1/models",
+        "/v1/models/{model_id}",
+        "/chat/completions",
+        "/tokenize",
+        "/detokenize",
         "/health",
         "/ready",
         "/version",

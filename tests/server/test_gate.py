@@ -1,6 +1,7 @@
 """gate.py and admin.py: who may ask what, answers that come again, and how the server does."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def all_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         route = waiting.pop()
         if isinstance(route, Route | APIRoute):
             for method in route.methods or {"GET"}:
-                yield method, route.path.replace("{", "").replace("}", "")
+                yield method, re.sub(r"[{}]|:path", "", route.path)
         else:
             inner = getattr(route, "routes", None) or route.original_router.routes
             waiting.extend(inner)

@@ -14,12 +14,12 @@ from openai import BaseModel
 
 from nanochat.common.errors import Aborted, EngineError
 from nanochat.engine.engine import Engine
-from nanochat.engine.request import Request
+from nanochat.engine.request import Request, SamplingParams
 from nanochat.server.app import ServedModel, create_app
 from nanochat.server.cache import CachePolicy
 from nanochat.server.gate import Gate
 from nanochat.server.settings import ServerSettings
-from nanochat.server.stream import Answer, EngineDoor, while_connected
+from nanochat.server.stream import Answers, EngineDoor, while_connected
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.engine.conftest import CONTEXT_LEN, random_model
 from tests.server.conftest import ask, live, wait_until
@@ -175,16 +175,19 @@ def test_an_answer_counts_and_closes() -> None:
     policy = CachePolicy(reads=False, writes=False)
 
     async def read() -> None:
-        request = Request(request_id="r", prompt_tokens=(1, 2))
-        answer = Answer(gate, request, tenant="", policy=policy)
-        assert answer.headers == {"X-Cache": "BYPASS"}
-        assert await answer.whole() == ("abc", "stop")
-        assert answer.usage.body() == {
+        sampling = SamplingParams(stop_tokens=(3,))
+        request = Request(request_id="r", prompt_tokens=(1, 2), sampling=sampling)
+        answers = Answers(gate, [request], policy=policy)
+        assert answers.headers == {"X-Cache": "BYPASS"}
+        await answers.begun(10.0)
+        pieces = await answers.all()
+        assert "".join(piece.event.text for piece in pieces) == "abc"
+        assert answers.usage.body() == {
             "prompt_tokens": 2,
             "completion_tokens": 3,
             "total_tokens": 5,
         }
-        answer.close()
+        answers.close()
 
     asyncio.run(read())
     assert engine.cancelled == {"r"}
