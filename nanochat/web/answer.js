@@ -4,7 +4,8 @@
 // The message is saved every second, so that leaving the page loses no more than that.
 // Read next: api.js (where the pieces come from), chat.js (what is asked).
 
-import { Problem, streamChat } from "./api.js";
+import { Problem, streamChat, streamOn } from "./api.js";
+import { wordsOnly } from "./tools.js";
 
 const SAVE_MS = 1000;
 
@@ -33,11 +34,15 @@ export class Answer {
     return this.first === null || this.numPieces < 3 ? null : (this.numPieces - 1) / passed_s;
   }
 
-  /** Ask; returns the Problem that ended it early, or null. */
-  async run(body) {
+  /** Ask, or have it go on after what there is; returns the Problem that ended it early, or null. */
+  async run(body, { goesOn, contextLen }) {
+    const { signal } = this.#controller;
     let problem = null;
     try {
-      for await (const piece of streamChat(body, this.#controller.signal)) this.#take(piece);
+      const pieces = goesOn
+        ? streamOn(body, wordsOnly(this.message.content), contextLen, signal)
+        : streamChat(body, signal);
+      for await (const piece of pieces) this.#take(piece);
       this.message.finish ??= "stop";
     } catch (error) {
       if (this.#controller.signal.aborted) this.message.finish = "stopped";

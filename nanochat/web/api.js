@@ -47,11 +47,35 @@ function lengthIn(body) {
 }
 
 /**
- * Yields {text}, {call}, {finishReason} and {usage} as the server sends them.
+ * Yields {text}, {finishReason} and {usage} as the server sends them; `body` as for OpenAI's chat
+ * completions.  The calculator's work is told between marks in the text: tools.js.
  * Throws: Problem; what `signal` was aborted with.
  */
-export async function* streamChat(body, signal) {
-  const response = await request("/v1/chat/completions", {
+export function streamChat(body, signal) {
+  return stream("/v1/chat/completions", { ...body, tools: [{ type: "calculator" }] }, signal);
+}
+
+/**
+ * The same for an answer that goes on after `text`: what the model would have read at that point is
+ * given to it as tokens.  `contextLen` bounds it where the body does not, null: unknown.
+ */
+export async function* streamOn({ messages, ...body }, text, contextLen, signal) {
+  const [question, begun] = await Promise.all([
+    tokenize({ model: body.model, messages }, signal),
+    tokenize({ model: body.model, prompt: text, add_special_tokens: false }, signal),
+  ]);
+  const prompt = [...question, ...begun];
+  const room = contextLen === null ? null : Math.max(1, contextLen - prompt.length);
+  yield* stream("/v1/completions", { max_tokens: room, ...body, prompt }, signal);
+}
+
+async function tokenize(body, signal) {
+  const response = await request("/tokenize", { method: "POST", body: JSON.stringify(body), signal });
+  return (await response.json()).tokens;
+}
+
+async function* stream(path, body, signal) {
+  const response = await request(path, {
     method: "POST",
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
@@ -62,7 +86,8 @@ export async function* streamChat(body, signal) {
       const frame = JSON.parse(data);
       if (frame.error) throw problemOf(frame, response);
       const [choice] = frame.choices;
-      if (choice?.delta?.content) yield { text: choice.delta.content };
+      const text = choice?.delta?.content ?? choice?.text;
+      if (text) yield { text };
       if (choice?.finish_reason) yield { finishReason: choice.finish_reason };
       if (frame.usage) yield { usage: frame.usage };
     }

@@ -143,7 +143,7 @@ export class Chat {
   async #write(parent, cut) {
     const { conversation, tree } = this;
     const message = cut ?? newMessage("assistant", parent, "", conversation.id);
-    const before = { length: message.content.length, completion: cut?.usage?.completion ?? 0 };
+    const numBefore = cut?.usage?.completion ?? 0; // its tokens are of the prompt now, and stay its own
     Object.assign(message, { model: this.settings().model, finish: null, usage: null });
     this.#problems.delete(parent);
     this.#problems.delete(message.id);
@@ -161,7 +161,10 @@ export class Chat {
     const problem = await this.#ask(answer, tree.path(parent), cut);
     if (this.#answers.get(conversation.id) !== answer) return; // removed meanwhile
     this.#answers.delete(conversation.id);
-    if (message.usage && cut) message.usage.completion += before.completion;
+    if (message.usage && cut) {
+      message.usage.prompt -= numBefore;
+      message.usage.completion += numBefore;
+    }
     await this.#settle(message, problem, { conversation, tree, parent });
   }
 
@@ -170,7 +173,8 @@ export class Chat {
     for (;;) {
       answer.message.numForgotten = numForgotten;
       const read = path.slice(numForgotten);
-      const problem = await answer.run(this.#body(read, cut));
+      const options = { goesOn: cut !== null, contextLen: this.settings().contextLen };
+      const problem = await answer.run(this.#body(read), options);
       if (answer.message.usage && !cut) {
         this.#tokensPerCharacter = answer.message.usage.prompt / Math.max(1, lengthOf(read));
       }
@@ -191,14 +195,12 @@ export class Chat {
     this.onDone(conversation.id, { message, problem });
   }
 
-  #body(path, cut) {
+  #body(path) {
     const { model, sampling } = this.settings();
     const { system } = this.conversation ?? {};
     const messages = path.map(({ role, content }) => ({ role, content: role === "assistant" ? wordsOnly(content) : content }));
     if (system) messages.unshift({ role: "system", content: system });
-    if (cut === null) return { model, messages, ...sampling };
-    messages.push({ role: "assistant", content: wordsOnly(cut.content) });
-    return { model, messages, ...sampling, continue_final_message: true, add_generation_prompt: false };
+    return { model, messages, ...sampling };
   }
 
   /** How many of the oldest messages do not fit, by what a character has cost so far. */

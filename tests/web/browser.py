@@ -1,4 +1,4 @@
-"""A browser for the tests of the page.   in: this machine   out: the path of a Chromium, or why none
+"""A browser for the tests of the page.   in: this machine   out: the path of a Chromium, or None
 
 scripts/setup looks in the same places, and installs one where there is none.
 """

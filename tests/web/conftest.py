@@ -69,7 +69,9 @@ class View:
         return str(self.page.locator("#status").inner_text())
 
     def wait_status(self, text: str) -> None:
-        self.page.wait_for_function("t => document.getElementById('status').textContent.includes(t)", arg=text)
+        self.page.wait_for_function(
+            "t => document.getElementById('status').textContent.includes(t)", arg=text
+        )
 
     def press(self, label: str, message: int = -1) -> None:
         """A button below a message, which shows when the pointer is there."""
@@ -82,7 +84,9 @@ class View:
         if not self.page.is_closed() and self.page.url.startswith("http"):
             assert self.page.evaluate("[window.violations, window.ran]") == [[], []]
             foreign = self.page.evaluate(LOADED)
-            assert [url for url in foreign if not url.startswith((self.url, "blob:", "data:"))] == []
+            assert [
+                url for url in foreign if not url.startswith((self.url, "blob:", "data:"))
+            ] == []
         unexpected = [
             problem
             for problem in self.problems
@@ -131,7 +135,7 @@ def play(theatre: Stage) -> Iterator[Stage]:
 
 @pytest.fixture
 def new_view(chromium: Any, play: Stage) -> Iterator[Callable[..., View]]:
-    """Makes pages, each in a profile of its own unless a context is given; checks them at the end."""
+    """Makes pages, each in a profile of its own unless a context is given; checks them later."""
     views: list[View] = []
     contexts: list[Any] = []
 

@@ -37,9 +37,7 @@ def test_characters_cut_between_reads_are_whole(view: View, play: Stage) -> None
 
 
 @pytest.mark.req("EC-10")
-def test_stop_ends_it_on_the_server_too_and_keeps_what_was_written(
-    view: View, play: Stage
-) -> None:
+def test_stop_ends_it_on_the_server_too_and_keeps_what_was_written(view: View, play: Stage) -> None:
     play.engine.say("One two three four " * 50, hold_at=3)
     view.ask("Count", wait=False)
     view.wait_writing("One two three")
@@ -163,7 +161,8 @@ def test_numbers_of_an_answer_and_of_the_context(view: View, play: Stage) -> Non
 
 def test_uses_of_the_calculator_are_folded(view: View, play: Stage) -> None:
     play.engine.say(
-        "Let me see. <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|> It is **84**."
+        "Let me see. <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>"
+        " It is **84**."
     )
     view.ask("12 times 7?")
     call = view.page.locator("details.call")

@@ -36,7 +36,7 @@ PAYLOADS = [
     "<base href=http://evil.example/>",
     "<link rel=stylesheet href=http://evil.example/x.css>",
     "<meta http-equiv=refresh content='0;url=http://evil.example'>",
-    "<style>@import 'http://evil.example/x.css'; * { background: url(http://evil.example/b) }</style>",
+    "<style>@import 'http://evil.example/x.css'; a{background:url(http://evil.example)}</style>",
     "<object data=javascript:xss()></object><embed src=javascript:xss()>",
     "[click](javascript:xss())",
     "[click](JaVaScRiPt:xss())",
@@ -79,19 +79,19 @@ PAYLOADS = [
 ]  # fmt: skip
 
 INSPECT = """() => {
+  const REFUSED = new Set(["script", "iframe", "img", "object", "embed", "link", "meta", "base",
+    "style", "form", "video", "input", "math", "noscript"]);
   const allowed = new Set(["http:", "https:", "mailto:"]);
   const root = document.querySelector(".transcript");
   const found = [];
   for (const node of root.querySelectorAll("*")) {
-    if (/^(script|iframe|img|object|embed|link|meta|base|style|form|video|input|math)$/i.test(node.localName)) {
-      found.push(node.outerHTML);
-    }
+    if (REFUSED.has(node.localName)) found.push(node.outerHTML);
     for (const { name, value } of node.attributes) {
-      if (/^on/i.test(name) || name === "srcdoc" || name === "style") found.push(`${name}=${value}`);
+      if (/^on|^srcdoc$|^style$/i.test(name)) found.push(`${name}=${value}`);
     }
     if (node.localName === "a") {
       if (!allowed.has(new URL(node.href).protocol)) found.push(node.href);
-      for (const rel of ["noopener", "noreferrer", "nofollow"]) if (!node.relList.contains(rel)) found.push(rel);
+      if (node.rel !== "noopener noreferrer nofollow") found.push(node.rel);
     }
   }
   return found;
@@ -145,7 +145,7 @@ def test_nothing_a_person_writes_runs(view: View, play: Stage) -> None:
     for payload in PAYLOADS[:-1:6]:
         view.ask(payload)
     view.ask("\n".join(PAYLOADS))
-    assert view.page.evaluate("() => document.querySelector('.message.user:nth-last-child(2)').textContent.includes('<script>')")
+    assert "<script>xss()</script>" in view.messages[-2]
     assert view.page.locator(".message.user a").count() == 0
     provoke(view)
     view.press("Edit", 0)
@@ -174,12 +174,20 @@ def test_a_name_a_file_a_model_and_an_error_are_text_too(
     view.page.get_by_label("New name").fill(bad)
     view.page.get_by_label("New name").press("Enter")
     view.page.locator(".conversation-title", has_text=bad).wait_for()
-    message: dict[str, Any] = {"id": "m", "role": "assistant", "parent": None, "content": bad,
-                               "model": bad, "usage": {"prompt": bad}, "times": {"first_s": bad}}
+    message: dict[str, Any] = {
+        "id": "m",
+        "role": "assistant",
+        "parent": None,
+        "content": bad,
+        "model": bad,
+        "usage": {"prompt": bad},
+        "times": {"first_s": bad},
+    }
     rows = [{"id": "c", "title": bad, "messages": [message], "system": bad, "leaf": bad}]
     path = tmp_path / "bad.json"
-    path.write_text(json.dumps(
-        {"format": "nanochat-conversations", "version": 1, "conversations": rows}))
+    path.write_text(
+        json.dumps({"format": "nanochat-conversations", "version": 1, "conversations": rows})
+    )
     view.page.set_input_files("#import-file", path)
     view.wait_status("1 conversation was read.")
     view.page.locator('[data-id="c"] .open-conversation').click()
@@ -193,10 +201,11 @@ def test_the_policy_would_stop_what_the_page_does_not(view: View) -> None:
     blocked = view.page.evaluate(
         """async () => {
           const seen = [];
-          const attempt = (name, action) => { try { action(); seen.push(name); } catch { /* as it should */ } };
+          const attempt = (name, action) => {
+            try { action(); seen.push(name); } catch { /* as it should */ }
+          };
           attempt("innerHTML", () => { document.createElement("div").innerHTML = "<b>x</b>"; });
-          attempt("eval", () => eval("1"));
-          attempt("Function", () => new Function("1"));
+          attempt("inline", () => { document.createElement("script").textContent = "xss()"; });
           attempt("script.src", () => { document.createElement("script").src = "/app.js"; });
           const image = new Image();
           image.src = "http://evil.example/x.png";
@@ -207,5 +216,7 @@ def test_the_policy_would_stop_what_the_page_does_not(view: View) -> None:
     )
     assert blocked[:2] == [[], False]
     assert blocked[2] >= 4
-    view.page.evaluate("() => { window.violations.length = 0; performance.clearResourceTimings(); }")
+    view.page.evaluate(
+        "() => { window.violations.length = 0; performance.clearResourceTimings(); }"
+    )
     view.expected.extend(["Trusted", "Content Security Policy", "violates", "TrustedScript"])

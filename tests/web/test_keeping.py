@@ -163,12 +163,18 @@ def test_drafts_are_kept_for_each_conversation(view: View) -> None:
     assert view.page.input_value("#question") == ""
     view.page.fill("#question", "another thought")
     view.page.get_by_role("button", name="First question", exact=True).click()
-    view.page.wait_for_function("() => document.getElementById('question').value === 'half a thought'")
+    view.page.wait_for_function(
+        "() => document.getElementById('question').value === 'half a thought'"
+    )
     view.page.wait_for_timeout(400)
     view.page.reload()
-    view.page.wait_for_function("() => document.getElementById('question').value === 'half a thought'")
+    view.page.wait_for_function(
+        "() => document.getElementById('question').value === 'half a thought'"
+    )
     view.page.click("#new-chat")
-    view.page.wait_for_function("() => document.getElementById('question').value === 'another thought'")
+    view.page.wait_for_function(
+        "() => document.getElementById('question').value === 'another thought'"
+    )
     view.ask("sent")
     view.page.click("#new-chat")
     view.page.wait_for_timeout(200)

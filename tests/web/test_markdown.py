@@ -1,4 +1,4 @@
-"""Markdown, read and built in the browser: what becomes of it, that it may grow, that it is quick."""
+"""Markdown, read and built in the browser: what becomes of it; it may grow; it is quick."""
 
 import re
 from collections.abc import Iterator
@@ -131,7 +131,11 @@ CODE = [
     ("```js\nopen", "js", "open"),
     ("```\n\n\ta\n```", "text", "\n\ta"),
     ("  ```\n  a\n    b\n  ```", "text", "a\n  b"),
-    ("- x\n  ```py\n  def f():\n      pass\n\n  f()\n  ```\n- y", "py", "def f():\n    pass\n\nf()"),
+    (
+        "- x\n  ```py\n  def f():\n      pass\n\n  f()\n  ```\n- y",
+        "py",
+        "def f():\n    pass\n\nf()",
+    ),
     ("text\n```c\nint x;\n```", "c", "int x;"),
     ("```html\n<img src=x onerror=xss()>\n```", "html", "<img src=x onerror=xss()>"),
 ]
@@ -247,15 +251,19 @@ HIGHLIGHT = """async ([code, language]) => {
 COLOURS = [
     ("python", "def f(x): # no", ["keyword def", "call f", "comment # no"]),
     ("py", 's = f"""a\nb""" + \'c\'', ['string f"""a\nb"""', "string 'c'"]),
-    ("py", "@wraps\nx = None or 0x1F", ["name @wraps", "constant None", "keyword or", "number 0x1F"]),
+    ("py", "@wraps\nx = None or 0x1F", 
+     ["name @wraps", "constant None", "keyword or", "number 0x1F"]),
     ("js", "const a = `x${1}`; // y", ["keyword const", "string `x${1}`", "comment // y"]),
     ("typescript", "/* a\n b */ 1_000", ["comment /* a\n b */", "number 1_000"]),
     ("json", '{"a": [1, "b", true]}', ['name "a"', "number 1", 'string "b"', "constant true"]),
-    ("bash", "echo \"$HOME\" | grep -v x # c", ["keyword echo", 'string "$HOME"', "name -v", "comment # c"]),
+    ("bash", "echo \"$HOME\" | grep -v x # c",
+     ["keyword echo", 'string "$HOME"', "name -v", "comment # c"]),
     ("html", "<a href=\"b\">t</a><!-- c -->",
-     ["keyword <a", "name href", 'string "b"', "keyword >", "keyword </a", "keyword >", "comment <!-- c -->"]),
+     ["keyword <a", "name href", 'string "b"', "keyword >", "keyword </a", "keyword >",
+      "comment <!-- c -->"]),
     ("css", "a { color: #fff; /* x */ }", ["name color", "number #fff", "comment /* x */"]),
-    ("rust", "fn main() { let x = 'a'; }", ["keyword fn", "call main", "keyword let", "string 'a'"]),
+    ("rust", "fn main() { let x = 'a'; }",
+     ["keyword fn", "call main", "keyword let", "string 'a'"]),
     ("sql", "SELECT 1 -- x", ["keyword SELECT", "number 1", "comment -- x"]),
     ("yaml", "a: yes # b", ["name a", "constant yes", "comment # b"]),
     ("diff", "@@ 1 @@\n+a\n-b", ["keyword @@ 1 @@", "string +a", "removed -b"]),
@@ -320,7 +328,9 @@ def test_events_of_a_stream_cut_anywhere(kitchen: View) -> None:
           const all = [];
           for (let size = 1; size < 9; size += 1) {
             const body = new ReadableStream({ start(controller) {
-              for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+              for (let at = 0; at < bytes.length; at += size) {
+                controller.enqueue(bytes.slice(at, at + size));
+              }
               controller.close();
             } });
             const events = [];
@@ -340,10 +350,12 @@ def test_branches_of_a_conversation(kitchen: View) -> None:
           const tree = new Tree([["b", "a", 2], ["a", null, 1], ["c", "a", 3], ["d", "b", 4]].map(
             ([id, parent, created]) => ({ id, parent, created })));
           const ids = (leaf) => tree.path(leaf).map(({ id }) => id).join("");
-          const seen = [ids("d"), ids("c"), [...tree.siblings("b")], tree.newestLeaf(), tree.newestLeaf("b")];
+          const seen = [ids("d"), ids("c"), [...tree.siblings("b")], tree.newestLeaf()];
+          seen.push(tree.newestLeaf("b"));
           tree.remove("c");
           seen.push(tree.newestLeaf(), tree.size);
-          const ring = new Tree([["x", "y"], ["y", "x"]].map(([id, parent]) => ({ id, parent, created: 0 })));
+          const ring = new Tree([["x", "y"], ["y", "x"]].map(
+            ([id, parent]) => ({ id, parent, created: 0 })));
           seen.push(ring.path("x").length, ring.newestLeaf());
           return seen;
         }"""

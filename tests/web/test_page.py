@@ -1,4 +1,4 @@
-"""The page: served whole, with nothing in it that could run what a model writes."""
+"""The page's files: served whole, with nothing in them that could run what a model writes."""
 
 import re
 import shutil
@@ -17,6 +17,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.server.fakes import FakeEngine
 
 WEB = Path(nanochat.__file__).parent / "web"
+SCRIPTS = sorted(WEB.glob("*.js"))
+STYLES = sorted(WEB.glob("*.css"))
 
 
 class Page(HTMLParser):
@@ -68,48 +70,106 @@ def test_nothing_inline_and_nothing_from_elsewhere(page: Page) -> None:
             if value := attributes.get(name):
                 assert f"/{value}" in PAGE_FILES, value
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
-    assert scripts == [{"type": "module", "src": "chat.js"}]
-    for name in ("index.html", "chat.css", "chat.js"):
-        assert not re.search(r"(https?:)?//[a-z0-9.-]+\.[a-z]", (WEB / name).read_text()), name
+    assert scripts == [{"src": "first.js"}, {"type": "module", "src": "app.js"}]
+    for path in (WEB / "index.html", *SCRIPTS, *STYLES):
+        found = re.search(r"(https?:)?//[a-z0-9.-]+\.[a-z]", path.read_text())
+        assert not found or found[0].startswith("http://www.w3"), path.name  # the name of SVG
 
 
 @pytest.mark.req("FR-062")
 def test_text_is_only_ever_text() -> None:
-    source = (WEB / "chat.js").read_text()
     forbidden = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
-                 "new Function", "setAttribute", "createContextualFragment", "DOMParser",
-                 "import(", "localStorage")  # fmt: skip
-    assert [word for word in forbidden if word in source] == []
-    assert "textContent" in source
+                 "new Function", "createContextualFragment", "DOMParser", "srcdoc", "import(",
+                 "cookie")  # fmt: skip
+    alone = {
+        r"\.setAttribute\(": {"dom.js"},
+        r"\bsessionStorage\b": {"api.js"},
+        r"\blocalStorage\b": {"keep.js", "first.js"},
+        r"\.href = ": {"link.js", "transfer.js"},
+        r"\bfetch\(": {"api.js"},
+    }
+    for path in SCRIPTS:
+        code = re.sub(r"^ *(//|\*|/\*).*$", "", path.read_text(), flags=re.MULTILINE)
+        assert [word for word in forbidden if word in code] == [], path.name
+        for pattern, names in alone.items():
+            assert path.name in names or not re.search(pattern, code), f"{pattern} in {path.name}"
 
 
-def test_what_the_script_looks_for_is_there_and_labelled(page: Page) -> None:
+def test_each_script_says_what_it_is_for_and_is_small() -> None:
+    for path in SCRIPTS:
+        text = path.read_text()
+        head = text[: text.index("\n\n")] if "\n\n" in text else text
+        assert head.startswith("// "), path.name
+        assert "in:" in head and "out:" in head and "who calls:" in head, path.name
+        assert len(text.splitlines()) <= 350, path.name
+
+
+def test_every_script_is_used_and_what_it_imports_is_there() -> None:
+    imports = {
+        path.name: set(re.findall(r'from "\./([\w.]+)"', path.read_text())) for path in SCRIPTS
+    }
+    names = set(imports)
+    for name, wanted in imports.items():
+        assert wanted <= names, name
+    reached = {"app.js", "first.js"}
+    while more := {wanted for name in reached for wanted in imports[name]} - reached:
+        reached |= more
+    assert reached == names
+    for path in SCRIPTS:
+        for imported, name in re.findall(
+            r'import \{([^}]+)\} from "\./([\w.]+)"', path.read_text()
+        ):
+            exported = set(re.findall(r"export (?:async )?(?:function\*?|class|const) (\w+)",
+                                      (WEB / name).read_text()))  # fmt: skip
+            wanted = {word.strip() for word in imported.split(",") if word.strip()}
+            assert wanted <= exported, f"{path.name} wants {wanted - exported} of {name}"
+            code = path.read_text()
+            assert all(len(re.findall(rf"\b{word}\b", code)) > 1 for word in wanted), path.name
+
+
+def test_what_the_scripts_look_for_is_there_and_labelled(page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    wanted = re.findall(r'element\("([\w-]+)"\)', (WEB / "chat.js").read_text())
-    assert set(wanted) <= set(ids)
-    labelled = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
+    wanted = {
+        name for path in SCRIPTS for name in re.findall(r'byId\("([\w-]+)"\)', path.read_text())
+    }
+    assert wanted <= set(ids)
+    labelled = {
+        attributes["for"] for tag, attributes in page.tags if tag == "label" and "for" in attributes
+    }
     for tag, attributes in page.tags:
-        if tag in ("input", "textarea"):
-            assert attributes["id"] in labelled
+        if tag in ("input", "textarea", "select") and attributes.get("type") != "radio":
+            assert attributes["id"] in labelled or "aria-label" in attributes
         if tag == "img":
             assert "alt" in attributes
-    classes = set(re.findall(r"\.([a-z][\w-]*)", (WEB / "chat.css").read_text()))
+        if tag == "button":
+            assert attributes.get("type") in ("button", "submit")
+
+
+def test_every_class_has_a_style_and_every_style_a_class(page: Page) -> None:
+    styles = "\n".join(path.read_text() for path in STYLES)
+    classes = set(re.findall(r"\.([a-z][\w-]*)", re.sub(r"/\*.*?\*/", "", styles, flags=re.DOTALL)))
     used = {word for _, attributes in page.tags for word in (attributes.get("class") or "").split()}
-    made = set(
-        re.findall(r"[\w-]+", " ".join(re.findall(r'"([^"\n]*)"', (WEB / "chat.js").read_text())))
+    strings = " ".join(
+        re.findall(r'["`]([^"`\n]*)["`]', "\n".join(path.read_text() for path in SCRIPTS))
     )
-    assert used <= classes | {"brand-mark", "welcome-mark"}
-    assert classes - used <= made, classes - used - made
+    made = set(re.findall(r"[\w-]+", strings))
+    built = {"hl-", "level-", "align-"}  # put together from a part and a kind
+    unmade = {
+        name for name in classes - used - made if not any(name.startswith(part) for part in built)
+    }
+    assert unmade == set()
+    assert used - classes - {"close"} == set()
 
 
-def test_the_script_is_valid_javascript() -> None:
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_valid_javascript(path: Path) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, which is not installed; the page itself needs no build")
     done = subprocess.run(
         [node, "--input-type=module", "--check"],
-        input=(WEB / "chat.js").read_bytes(),
+        input=path.read_bytes(),
         capture_output=True,
         check=False,
     )

@@ -175,7 +175,7 @@ def test_motion_is_reduced_where_that_is_wished(new_view: Callable[..., View]) -
     longest = view.page.evaluate(
         """() => Math.max(...[...document.querySelectorAll("*")].map((node) => {
           const style = getComputedStyle(node);
-          return Math.max(parseFloat(style.transitionDuration), parseFloat(style.animationDuration));
+          return Math.max(...[style.transitionDuration, style.animationDuration].map(parseFloat));
         }))"""
     )
     assert longest <= 0.01
@@ -259,7 +259,9 @@ def test_enter_sends_shift_enter_does_not_and_composing_never(view: View) -> Non
 def test_an_input_method_is_not_disturbed(view: View) -> None:
     view.page.click("#question")
     session = view.page.context.new_cdp_session(view.page)
-    session.send("Input.imeSetComposition", {"text": "にほ", "selectionStart": 2, "selectionEnd": 2})
+    session.send(
+        "Input.imeSetComposition", {"text": "にほ", "selectionStart": 2, "selectionEnd": 2}
+    )
     session.send("Input.insertText", {"text": "日本"})
     view.page.keyboard.press("Enter")
     view.wait_status("The answer is complete.")
@@ -293,7 +295,14 @@ def test_a_telephone(new_view: Callable[..., View], play: Stage, width: int) -> 
     view.open()
     play.engine.say(
         "| a | b | c |\n|---|---|---|\n| " + "wide " * 20 + "| 2 | 3 |\n\n"
-        "```py\n" + "x = 1  # " + "long " * 40 + "\n```\n\n" + "word" * 60 + "\n\n`" + "c" * 80 + "`"
+        "```py\n"
+        + "x = 1  # "
+        + "long " * 40
+        + "\n```\n\n"
+        + "word" * 60
+        + "\n\n`"
+        + "c" * 80
+        + "`"
     )
     view.page.tap("#question")
     view.page.keyboard.type("One")
@@ -304,11 +313,12 @@ def test_a_telephone(new_view: Callable[..., View], play: Stage, width: int) -> 
     view.wait_status("The answer is complete.")
     assert view.page.evaluate("() => document.documentElement.scrollWidth") == width
     assert view.page.evaluate(
-        "() => { const s = document.getElementById('scroller'); return s.scrollWidth - s.clientWidth; }"
+        "() => { const s = document.getElementById('scroller');"
+        " return s.scrollWidth - s.clientWidth; }"
     ) == 0  # fmt: skip
     small = view.page.evaluate(
         """() => [...document.querySelectorAll("button, select, summary, input, textarea")]
-          .filter((node) => node.checkVisibility() && node.type !== "radio" && node.type !== "range")
+          .filter((node) => node.checkVisibility() && !["radio", "range"].includes(node.type))
           .map((node) => [node.ariaLabel ?? node.id, node.getBoundingClientRect()])
           .filter(([, box]) => box.width < 44 || box.height < 44)
           .map(([name, box]) => [name, box.width, box.height])"""
@@ -342,18 +352,23 @@ def test_axe_finds_nothing(new_view: Callable[..., View], play: Stage, look: str
 
     axe = Axe()
     options: dict[str, Any] = {"color_scheme": "dark" if look == "dark" else "light"}
-    view = new_view(bypass_csp=True, reduced_motion="reduce", **options, **(PHONE if look == "phone" else {}))
+    view = new_view(
+        bypass_csp=True, reduced_motion="reduce", **options, **(PHONE if look == "phone" else {})
+    )
     view.open()
 
     def check(where: str) -> None:
         found = axe.run(view.page).response["violations"]
-        short = [(row["id"], row["nodes"][0]["html"][:200], row["nodes"][0]["any"][:1]) for row in found]
+        short = [
+            (row["id"], row["nodes"][0]["html"][:200], row["nodes"][0]["any"][:1]) for row in found
+        ]
         assert short == [], where
 
     check("welcome")
     play.engine.say(
         "# Head\n\nText **bold** `code` [link](https://x.org)\n\n- [x] a\n\n> quote\n\n"
-        "| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\n@x\ndef f(a): # note\n    return 'b' + 1\n```\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "```python\n@x\ndef f(a): # note\n    return 'b' + 1\n```\n\n"
         "<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>"
     )
     view.ask("Everything?")
@@ -382,7 +397,8 @@ def test_axe_finds_nothing(new_view: Callable[..., View], play: Stage, look: str
 
 def test_only_the_status_is_announced(view: View, play: Stage) -> None:
     live = view.page.evaluate(
-        """() => [...document.querySelectorAll("[aria-live], [role=status], [role=alert], [role=log]")]
+        """() => [...document.querySelectorAll(
+            "[aria-live], [role=status], [role=alert], [role=log]")]
           .map((node) => [node.id, node.getAttribute("role"), node.ariaLive])"""
     )
     assert live == [["transcript", "log", "off"], ["status", "status", None]]
