@@ -135,7 +135,8 @@ function onDone(id, { message, problem }) {
 function show() {
   const { path, answer } = chat;
   byId("welcome").hidden = path.length > 0;
-  byId("main").classList.toggle("is-empty", path.length === 0);
+  byId("title").hidden = path.length === 0;
+  byId("title").textContent = chat.conversation?.title ?? "";
   const place = chat.id === null ? "/" : `#${chat.id}`;
   if (location.hash !== place.replace("/", "")) history.replaceState(null, "", place); // a reload opens it again
   document.title = chat.conversation ? `${chat.conversation.title} \u00b7 nanochat` : "nanochat";

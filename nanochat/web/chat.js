@@ -155,9 +155,9 @@ export class Chat {
     });
     this.#answers.set(conversation.id, answer);
     conversation.updated = Date.now();
-    await this.#keep(conversation);
     this.show();
     this.say("The model is answering.");
+    await this.#keep(conversation);
     const problem = await this.#ask(answer, tree.path(parent), cut);
     if (this.#answers.get(conversation.id) !== answer) return; // removed meanwhile
     this.#answers.delete(conversation.id);

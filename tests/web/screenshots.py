@@ -101,7 +101,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         taken = take(folder, sys.argv[2])
     else:
-        tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 40], 300)
+        tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 40], 280)
         with stage(tokenizer, name="nano-d20") as it:
             taken = take(folder, it.url, it.engine.say)
     for path in taken:

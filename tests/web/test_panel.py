@@ -157,14 +157,14 @@ def test_light_dark_and_as_the_system_has_it(new_view: Callable[..., View]) -> N
     view = new_view(color_scheme="dark")
     view.open()
     dark = background(view)
-    view.page.get_by_label("Light").check()
+    view.page.get_by_role("radio", name="Light").check()
     light = background(view)
     assert light != dark
     view.page.reload()
     assert background(view) == light
-    view.page.get_by_label("Dark").check()
+    view.page.get_by_role("radio", name="Dark").check()
     assert background(view) == dark
-    view.page.get_by_label("System").check()
+    view.page.get_by_role("radio", name="System").check()
     view.page.emulate_media(color_scheme="light")
     assert background(view) == light
 
