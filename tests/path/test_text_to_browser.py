@@ -93,7 +93,7 @@ def test_text_becomes_a_chat_in_the_browser(
         page = httpx.get(url)
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert 'id="composer"' in page.text
-        assert "completions" in httpx.get(f"{url}/chat.js").text
+        assert "completions" in httpx.get(f"{url}/api.js").text
         answers = {animal: ask(client, f"What colour is the {animal}?") for animal in COLOURS}
     right = {animal: f"The {animal} is {colour}." for animal, colour in COLOURS.items()}
     assert sum(answers[animal] == right[animal] for animal in COLOURS) >= 3, answers

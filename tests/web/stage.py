@@ -85,7 +85,8 @@ class StageEngine(FakeEngine):
             if reply.pace_s:
                 time.sleep(reply.pace_s)
             tell(piece, 65)
-        tell("", 66, reply.reason)
+        ended_by_it = reply.reason == "stop" and request.sampling.stop_tokens
+        tell("", request.sampling.stop_tokens[0] if ended_by_it else NO_TOKEN, reply.reason)
         self.running.discard(request.request_id)
 
 

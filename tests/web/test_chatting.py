@@ -240,7 +240,8 @@ def test_a_long_answer_leaves_the_page_quick(new_view: Callable[..., View], play
     assert view.page.locator(".prose figure.code").count() == 250
     assert view.page.locator(".prose ul ul li").count() == 250
     longest_ms = view.page.evaluate("window.longest")
-    assert longest_ms < 500, f"{longest_ms:.0f} ms without a chance to react"
+    # 100 to 200 ms on a core of its own; a machine that others use may take its time.
+    assert longest_ms < 1000, f"{longest_ms:.0f} ms without a chance to react"
     assert time.monotonic() - begun < 30
 
 

@@ -110,7 +110,7 @@ def provoke(view: View) -> None:
             for (const name of ["mouseover", "mouseenter", "focus", "load", "error", "toggle"]) {
               node.dispatchEvent(new Event(name));
             }
-            if (!node.closest("a, button")) node.click();
+            if (!node.closest("a, button")) node.click?.();
           }
         }"""
     )
