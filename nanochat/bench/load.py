@@ -199,14 +199,14 @@ def calibrated(address: Address, dialect: ChatDialect, workload: Workload) -> Wo
 async def _calibrated(address: Address, dialect: Dialect, workload: Workload) -> Workload:
     counts = []
     async with Connection(address) as connection:
-        for num_words in (1, 65):
+        for num_words in (1, 33):
             words = " ".join(WORDS[place % len(WORDS)] for place in range(num_words))
             wanted = Ask(words=words, prompt_tokens=num_words, output_tokens=1)
             answer = await ask(connection, dialect, wanted)
             if not answer.is_success:
                 raise EngineError(f"the server does not answer: {answer.status} {answer.error}")
             counts.append(answer.prompt_tokens)
-    per_word = (counts[1] - counts[0]) / 64
+    per_word = (counts[1] - counts[0]) / 32
     return Workload(
         prompt=workload.prompt,
         output=workload.output,

@@ -56,6 +56,8 @@ def engine_rate(engine: "Engine", load: EngineLoad, users: int) -> dict[str, flo
 
     Raises: what an engine delivers instead of a token.
     """
+    warm = Request(request_id="warm-up", prompt_tokens=(1,), sampling=SamplingParams(max_tokens=4))
+    engine.generate([warm])  # its first step chooses among kernels
     run = _Run(engine, load, perf_counter() + load.warmup_s)
     for user in range(users):
         run.begin(user)
