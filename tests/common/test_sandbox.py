@@ -32,7 +32,7 @@ from nanochat.common.sandbox import (
 )
 from nanochat.common.sandbox.box import Sandbox, run_program
 from nanochat.common.sandbox.child import Checks
-from nanochat.common.sandbox.ending import Process, outcome_of, report_of
+from nanochat.common.sandbox.ending import Process, outcome_of, printable, report_of
 from nanochat.common.sandbox.limits import Outcome, SandboxLimits
 from nanochat.common.sandbox.numbers import ALLOWED, ARCHITECTURES, DEADLY, NUMBERS, PRETENDED
 from nanochat.common.sandbox.selftest import PROBES, SelfTest, Wall, self_test
@@ -118,6 +118,7 @@ def test_verdicts_can_be_repeated(sandbox: Sandbox) -> None:
         ("raise ValueError('no')", "raised", "ValueError: no"),
         ("raise ValueError", "raised", "ValueError"),
         ("class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "raised", "E"),
+        ("raise ValueError('\\ud800')", "raised", "ValueError: ?"),
         ("def", "raised", "SyntaxError: invalid syntax (<program>, line 1)"),
         ("import atexit\natexit.register(print, 'bye')", "finished", ""),
         ("import ctypes\nctypes.string_at(1)", "killed", "died of SIGSEGV"),
@@ -670,6 +671,10 @@ def test_an_ending_is_read_with_care() -> None:
     assert outcome_of(ended(9, stopped="disk")).status == "disk"
     assert outcome_of(ended(9, stopped="finished")).status == "finished"
     assert outcome_of(ended(0)).stderr == "\ufffd"
+
+
+def test_half_a_character_can_be_printed() -> None:
+    assert printable("a\ud800\u00e4") == "a?\u00e4"
 
 
 def test_an_outcome_is_read_back() -> None:

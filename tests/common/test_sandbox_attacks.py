@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.common.sandbox.box import Sandbox
+from nanochat.common.sandbox.drivers import Driver, absent
 from tests.common import sandbox_attacks
 from tests.common.sandbox_attacks import ATTACKS, Attack, Outside, descendants, laid_out
 
@@ -21,7 +22,12 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
         yield everything
 
 
-@pytest.fixture(scope="module", params=["linux", "landlock"])
+DRIVERS: list[Driver] = ["linux", "landlock"]
+if not absent("bubblewrap"):
+    DRIVERS.append("bubblewrap")
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     # The self-test has its own test; here every wall is attacked anyway.
     with Sandbox(request.param, unsafe=True) as opened:

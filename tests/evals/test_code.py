@@ -133,6 +133,7 @@ def test_nothing_of_an_earlier_job_is_in_memory(sandbox: Sandbox) -> None:
     ("program", "reason", "detail"),
     [
         ("def f(): return 2", "wrong", "line 1 of the checks"),
+        ("def f(): raise ValueError('\\ud800')", "exception", "ValueError: ?"),
         ("def f(): return 1 / 0", "exception", "ZeroDivisionError: division by zero"),
         ("def f(: pass", "syntax", "SyntaxError"),
         ("x = 1", "exception", "'f' is not defined"),

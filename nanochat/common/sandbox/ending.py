@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat.common.sandbox.limits import Outcome, Status
 
-__all__ = ["Process", "outcome_of", "report_of"]
+__all__ = ["Process", "outcome_of", "printable", "report_of"]
 
 MOST_DETAIL = 500
 
@@ -35,6 +35,11 @@ class Process:
     ended_s: float = 0.0
 
 
+def printable(text: str) -> str:
+    """The text as any file or terminal takes it: a program's message may hold half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def report_of(process: Process) -> dict[str, Any]:
     """What a child said of itself; anything at all, if a program wrote it."""
     try:
@@ -52,7 +57,7 @@ def outcome_of(process: Process) -> Outcome:
     status, detail = _status(process, code)
     return Outcome(
         status=status,
-        detail=detail[:MOST_DETAIL],
+        detail=printable(detail)[:MOST_DETAIL],
         stdout=process.written["stdout"].decode("utf-8", "replace"),
         stderr=process.written["stderr"].decode("utf-8", "replace"),
         exit_code=code if code >= 0 else None,

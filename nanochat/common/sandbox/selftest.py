@@ -29,6 +29,7 @@ __all__ = ["SelfTest", "Wall", "self_test"]
 # Small, so that trying the limits takes no time.
 LIMITS = SandboxLimits(
     wall_s=10.0,  # only a machine that is very busy needs it
+    cpu_s=3,
     memory_bytes=128 << 20,
     disk_bytes=1 << 20,
     num_files=50,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.common.sandbox import child, folders, kernel
-from nanochat.common.sandbox.ending import Process, outcome_of, report_of
+from nanochat.common.sandbox.ending import Process, outcome_of, printable, report_of
 from nanochat.common.sandbox.frames import read_json, write_json
 from nanochat.common.sandbox.limits import SandboxLimits, Status
 from nanochat.common.sandbox.walls import Walls, put_up
@@ -121,7 +121,7 @@ def _reply(program: Process, checking: Process | None) -> dict[str, Any]:
         values["checks"] = dataclasses.asdict(outcome_of(checking))
         values["verdict"] = checking.written["verdict"].decode("ascii", "replace")
         values["reason"] = str(report.get("reason", ""))
-        values["detail"] = str(report.get("detail", ""))
+        values["detail"] = printable(str(report.get("detail", "")))
     return values
 
 
