@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import nanochat
 from nanochat.engine.stats import EngineStats
@@ -30,6 +30,7 @@ from nanochat.server.metrics import Gauge, Metrics
 __all__ = ["Operations", "admin_routes"]
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ANY_JSON: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
 RATE_S = 2.0  # tokens per second are counted over about so long
 
 
@@ -125,7 +126,7 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
             "num_active": admission.num_active,
         }
 
-    @router.get("/ready")
+    @router.get("/ready", responses={503: {"description": "Not now", "content": ANY_JSON}})
     async def ready() -> Response:
         """Whether requests are taken."""
         if admission.is_ready:
@@ -151,7 +152,7 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
             **operations.numbers(),
         }
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' text."""
         return Response(operations.metrics.text(), headers={"Content-Type": METRICS_TYPE})

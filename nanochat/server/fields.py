@@ -6,6 +6,7 @@ who calls: requests.py
     Stops     a string, or up to 16                 -> a tuple
     Bias      {"123": -5}                           -> {123: -5.0}
     Tools     [{"type": "calculator"}]              -> whether the calculator is asked for
+    Tokens    [5, 6.0]                              -> (5, 6)
 Each has its JSON schema beside it, which says the same; tests/server/test_schema.py holds them
 together.
 Read next: requests.py.
@@ -19,7 +20,17 @@ from pydantic_core import PydanticCustomError
 
 from nanochat.engine.request import MAX_LOGIT_BIAS, MAX_SAMPLES, MAX_STOP_LENGTH, MAX_STOPS
 
-__all__ = ["CALCULATOR", "Bias", "Content", "Prompt", "Prompts", "Stops", "Tools"]
+__all__ = [
+    "CALCULATOR",
+    "Bias",
+    "Content",
+    "Prompt",
+    "Prompts",
+    "Stops",
+    "Tokens",
+    "Tools",
+    "whole_of",
+]
 
 Prompt = str | tuple[int, ...]
 CALCULATOR = "calculator"
@@ -29,7 +40,12 @@ MAX_TOOLS = 128
 MAX_TOKEN_DIGITS = 9
 
 
-def _is_whole(value: Any) -> bool:
+def whole_of(value: Any) -> Any:
+    """A whole number as one, however it is written; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_token(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
@@ -59,17 +75,32 @@ def _prompts_of(prompt: Any) -> tuple[Prompt, ...]:
         )
     if not prompt:
         raise PydanticCustomError("invalid_value", "it is empty, expected a text or tokens")
-    if all(map(_is_whole, prompt)):
-        return (tuple(prompt),)
+    tokens = _tokens_of(prompt)
+    if tokens is not None:
+        return (tokens,)
     if len(prompt) > MAX_SAMPLES:
         raise PydanticCustomError("invalid_value", "expected at most 128 prompts")
     if all(isinstance(each, str) for each in prompt):
         return tuple(prompt)
-    if all(isinstance(each, list) and each and all(map(_is_whole, each)) for each in prompt):
-        return tuple(map(tuple, prompt))
+    lists = [_tokens_of(each) if isinstance(each, list) else None for each in prompt]
+    if all(lists):
+        return tuple(each for each in lists if each is not None)
     raise PydanticCustomError(
         "invalid_type", "expected strings, tokens, or lists of at least one token, and no mixture"
     )
+
+
+def _tokens_of(values: list[Any]) -> tuple[int, ...] | None:
+    """None if they are no tokens."""
+    tokens = tuple(map(whole_of, values))
+    return tokens if all(map(_is_token, tokens)) else None
+
+
+def _only_tokens_of(values: Any) -> tuple[int, ...]:
+    tokens = _tokens_of(values) if isinstance(values, list) else None
+    if tokens is None:
+        raise PydanticCustomError("invalid_type", "expected a list of token ids")
+    return tokens
 
 
 def _stops_of(stop: Any) -> tuple[str, ...]:
@@ -126,7 +157,8 @@ def _part(kind: str) -> dict[str, Any]:
 
 
 NULL = {"type": "null"}
-TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+TOKEN = {"type": "integer", "minimum": 0}
+TOKENS = {"type": "array", "minItems": 1, "items": TOKEN}
 
 Content = Annotated[
     str,
@@ -163,6 +195,11 @@ Prompts = Annotated[
             ]
         }
     ),
+]
+Tokens = Annotated[
+    tuple[int, ...],
+    PlainValidator(_only_tokens_of),
+    WithJsonSchema({"type": "array", "items": TOKEN}),
 ]
 STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 Stops = Annotated[

@@ -27,10 +27,11 @@ REF = "#/components/schemas/"
 
 def stream_of(frame: type[BaseModel] | None, like: str) -> dict[int | str, dict[str, Any]]:
     """How a route says that it may answer with server-sent events; `like` shows one."""
-    schema: dict[str, Any] = {"type": "string", "description": "Server-sent events"}
+    data: dict[str, Any] = {"type": "string"}
     if frame is not None:
-        schema["description"] += f": data is a {frame.__name__}, or an ErrorBody; then [DONE]"
-    content = {"text/event-stream": {"schema": schema, "example": like}}
+        data["description"] = f"A {frame.__name__} or an ErrorBody as JSON; at the end [DONE]"
+    schema = {"type": "object", "required": ["data"], "properties": {"data": data}}
+    content = {"text/event-stream": {"itemSchema": schema, "example": like}}
     return {200: {"description": "An answer, whole or as it is written", "content": content}}
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from nanochat.engine.request import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
-from nanochat.server.fields import Bias, Content, Prompts, Stops, Tools
+from nanochat.server.fields import Bias, Content, Prompts, Stops, Tokens, Tools, whole_of
 
 __all__ = [
     "CacheControl",
@@ -40,6 +40,14 @@ class _Body(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_numbers(cls, data: Any) -> Any:
+        """JSON has one kind of number: 5.0 is 5."""
+        if not isinstance(data, Mapping):
+            return data
+        return {name: whole_of(value) for name, value in data.items()}
 
 
 class StreamOptions(_Body):
@@ -292,7 +300,7 @@ class DetokenizeRequest(_Body):
     """A body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Tokens
 
 
 # -------------------------------------------------------------------------------------- legacy
