@@ -33,7 +33,7 @@ def page(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_button_leaves_the_failures_of_one_task(page: Any) -> None:
     shown = page.locator(".of-task:visible")
     assert shown.count() == 3
-    page.get_by_label("arc_challenge").check()
+    page.get_by_role("radio", name="arc_challenge").check()
     assert shown.count() == 1 and "arc_challenge: 10 of 20" in shown.inner_text()
     failure = shown.locator("details").first
     assert not failure.locator("dl").is_visible()
@@ -41,7 +41,7 @@ def test_a_button_leaves_the_failures_of_one_task(page: Any) -> None:
     words = failure.inner_text()
     for text in ("asked", "words 1", "said", "other", "right", "chosen", "-2.500", "-1.250"):
         assert text in words
-    page.get_by_label("all tasks").check()
+    page.get_by_role("radio", name="all tasks").check()
     assert shown.count() == 3
 
 
@@ -51,7 +51,7 @@ def test_it_fits_and_can_be_read(page: Any, scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for selector in (".shares .name", ".shares .spread", ".scores b", ".filter label"):
+    for selector in (".shares .name", ".shares circle", ".scores b", ".filter label"):
         assert page.locator(selector).first.is_visible()
     left = page.evaluate(
         "Math.min(...[...document.querySelectorAll('.shares text')]"
