@@ -102,7 +102,7 @@ def main() -> None:
         taken = take(folder, sys.argv[2])
     else:
         tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 40], 280)
-        with stage(tokenizer, name="nano-d20") as it:
+        with stage(tokenizer, name="played") as it:
             taken = take(folder, it.url, it.engine.say)
     for path in taken:
         print(path, path.stat().st_size, "bytes")
