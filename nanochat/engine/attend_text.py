@@ -68,11 +68,18 @@ def attend_masked(
 
 def _causal(q_KTGE: Tensor, k_KTE: Tensor, v_KTE: Tensor, scale: float) -> Tensor:
     K, T, G, E = q_KTGE.shape
-    if G > 1:  # every query head needs its keys beside it
-        k_KTE, v_KTE = (each.repeat_interleave(G, 0) for each in (k_KTE, v_KTE))
     q_HTE = q_KTGE.transpose(1, 2).reshape(K * G, T, E)
+    # Every query head needs its keys beside it.
+    k_HTE, v_HTE = (
+        (k_KTE.repeat_interleave(G, 0), v_KTE.repeat_interleave(G, 0))
+        if G > 1
+        else (
+            k_KTE,
+            v_KTE,
+        )
+    )
     y = F.scaled_dot_product_attention(
-        q_HTE[None], k_KTE[None], v_KTE[None], is_causal=True, scale=scale
+        q_HTE[None], k_HTE[None], v_HTE[None], is_causal=True, scale=scale
     )
     return y[0].view(K, G, T, E).transpose(1, 2)
 

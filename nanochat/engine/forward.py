@@ -29,7 +29,7 @@ from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucke
 from nanochat.engine.paged import PagedDecode, capture_for
 from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.transfer import send
-from nanochat.engine.weights import fuse
+from nanochat.engine.weights import LayerWeights, fuse
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import RotaryTable
 
@@ -245,12 +245,12 @@ class Forward:
         previous: Sequence[int],
         positions: Sequence[int],
         attend: Attend,
-        wanted_W: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """All blocks; with `wanted_W` only these rows come out, and what the last block computes
+        """All blocks; with `wanted` only these rows come out, and what the last block computes
         for the others is left out: there `attend` returns these rows alone.
 
-        Shapes: N tokens -> hidden_ND (or hidden_WD) in float32, normed.
+        Shapes: N tokens -> hidden_ND in float32, normed; of the wanted rows, where they are given.
         """
         config, weights = self.config, self.weights
         N, H, K, E = len(tokens), config.num_heads, config.num_kv_heads, config.head_dim
@@ -274,17 +274,28 @@ class Forward:
                 assert values_NLKE is not None, "a layer with a value table in a model without"
                 gate_NK1 = torch.sigmoid(qkv_NC[:, v_start : v_start + K])[..., None]
                 v_NKE = torch.addcmul(v_NKE, gate_NK1, values_NLKE[:, layer.value_table])
-            y_NR = attend(index, qk_NHE[:, :H], qk_NHE[:, H:], v_NKE)
-            if wanted_W is not None and index == config.num_layers - 1:
-                x_ND, bucket = x_ND[wanted_W], bucket_of(wanted_W.numel())
-                middle_ND = None if middle_ND is None else middle_ND[wanted_W]
-            x_ND.add_(layer.output.by_bucket[bucket](y_NR))
-            u_NF = layer.expand.by_bucket[bucket](x_ND * self._inverse_rms(x_ND))
-            x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF)))
+            seen = attend(index, qk_NHE[:, :H], qk_NHE[:, H:], v_NKE)
+            if wanted is not None and index == config.num_layers - 1:
+                last = self._mixed(layer, x_ND[wanted], seen)
+                if config.backout and index == config.backout_layer:
+                    return self._ended(last, last)
+                return self._ended(last, None if middle_ND is None else middle_ND[wanted])
+            x_ND = self._mixed(layer, x_ND, seen)
             if config.backout and index == config.backout_layer:
                 middle_ND = x_ND if config.residual_lambdas else x_ND.clone()
+        return self._ended(x_ND, middle_ND)
+
+    def _mixed(self, layer: LayerWeights, x_ND: Tensor, y_NR: Tensor) -> Tensor:
+        """What a block does after its attention, in place.   Shapes: -> x_ND."""
+        bucket = bucket_of(x_ND.size(0))
+        x_ND.add_(layer.output.by_bucket[bucket](y_NR))
+        u_NF = layer.expand.by_bucket[bucket](x_ND * self._inverse_rms(x_ND))
+        return x_ND.add_(layer.contract.by_bucket[bucket](u_NF.mul_(u_NF)))
+
+    def _ended(self, x_ND: Tensor, middle_ND: Tensor | None) -> Tensor:
+        """The stream without the middle one, normed.   Shapes: -> x_ND."""
         if middle_ND is not None:
-            x_ND = torch.add(x_ND, middle_ND, alpha=-weights.backout)
+            x_ND = torch.add(x_ND, middle_ND, alpha=-self.weights.backout)
         return x_ND * self._inverse_rms(x_ND)
 
     def _embed(

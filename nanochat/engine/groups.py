@@ -135,7 +135,7 @@ def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
     if not wanted:
         return [[TextScore([], [], []) for _ in laid.texts] for laid in batch]
     config, device = forward.config, forward.device
-    wanted_W = torch.tensor(wanted, device=device)
+    wanted_rows = torch.tensor(wanted, device=device)
 
     def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
         dtype, K = forward.dtype, config.num_kv_heads
@@ -153,8 +153,8 @@ def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
         return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
 
     tokens, previous, positions = zip(*rows, strict=True)
-    hidden_WD = forward.trunk(tokens, previous, positions, attend, wanted_W)
-    return _read(forward, hidden_WD, batch)
+    hidden_ND = forward.trunk(tokens, previous, positions, attend, wanted_rows)
+    return _read(forward, hidden_ND, batch)
 
 
 def _attend_group(
@@ -228,7 +228,7 @@ def _mask(
     return laid.masks[window, is_last]
 
 
-def _read(forward: Forward, hidden_WD: Tensor, batch: list[_Laid]) -> list[list[TextScore]]:
+def _read(forward: Forward, hidden: Tensor, batch: list[_Laid]) -> list[list[TextScore]]:
     """Every text's targets out of the wanted rows."""
     asked: list[tuple[int, int]] = []  # (wanted row, target)
     begin = 0
@@ -240,20 +240,25 @@ def _read(forward: Forward, hidden_WD: Tensor, batch: list[_Laid]) -> list[list[
             for index, (tokens, place) in enumerate(laid.texts)
             for position in range(place, len(tokens))
         ]
-    device = hidden_WD.device
-    rows_A, targets_A = torch.tensor(asked, device=device).unbind(1)
-    logprobs_A = torch.empty(len(asked), device=device)
-    tops, winners = [], []
-    for start in range(0, hidden_WD.size(0), SCORED_AT_ONCE):
-        logprobs_NV = forward.logits(hidden_WD[start : start + SCORED_AT_ONCE]).log_softmax(-1)
-        top_N2, winner_N2 = logprobs_NV.topk(2)
-        tops.append(top_N2)
-        winners.append(winner_N2[:, 0])
-        here = (rows_A >= start) & (rows_A < start + SCORED_AT_ONCE)
-        logprobs_A[here] = logprobs_NV[rows_A[here] - start, targets_A[here]]
-    top_W2 = torch.cat(tops)
-    margins = (top_W2[:, 0] - top_W2[:, 1])[rows_A].tolist()
-    best, logprobs = torch.cat(winners)[rows_A].tolist(), logprobs_A.tolist()
+    rows, targets = torch.tensor(asked, device=hidden.device).unbind(1)
+    logprobs = torch.empty(len(asked), device=hidden.device)
+    margins, best = [], []
+    for start in range(0, hidden.size(0), SCORED_AT_ONCE):
+        part = forward.logits(hidden[start : start + SCORED_AT_ONCE]).log_softmax(-1)
+        here = (rows >= start) & (rows < start + SCORED_AT_ONCE)
+        logprobs[here] = part[rows[here] - start, targets[here]]
+        top, winners = part.topk(2)
+        margins.append(top[:, 0] - top[:, 1])
+        best.append(winners[:, 0])
+    return _dealt(
+        batch, logprobs.tolist(), torch.cat(best)[rows].tolist(), torch.cat(margins)[rows].tolist()
+    )
+
+
+def _dealt(
+    batch: list[_Laid], logprobs: list[float], best: list[int], margins: list[float]
+) -> list[list[TextScore]]:
+    """To each text its own."""
     scores, at = [], 0
     for laid in batch:
         of_group = []
