@@ -31,7 +31,7 @@ from nanochat.common.sandbox import (
     walls,
 )
 from nanochat.common.sandbox.box import Sandbox, run_program
-from nanochat.common.sandbox.child import Checks
+from nanochat.common.sandbox.child import Checks, ProgramEnded
 from nanochat.common.sandbox.ending import Process, outcome_of, printable, report_of
 from nanochat.common.sandbox.limits import Outcome, SandboxLimits
 from nanochat.common.sandbox.numbers import ALLOWED, ARCHITECTURES, DEADLY, NUMBERS, PRETENDED
@@ -614,26 +614,74 @@ def test_names_are_found_inside_functions() -> None:
     assert {"g", "h", "i", "f", "A"} <= child.names_loaded(code)
 
 
-def test_checks_ask_and_the_program_answers() -> None:
-    """Both halves of the conversation, without processes or walls."""
+def converse(source: str, checks: Checks) -> tuple[dict[str, str], str]:
+    """What the checks report, and the verdict: both halves without processes or walls."""
     to_program, from_program, report, verdict = (os.pipe() for _ in range(4))
-    serving = threading.Thread(
-        target=child.answer,
-        args=("def f(x): return x + 1", to_program[0], from_program[1], report[1]),
-    )
-    main_module = sys.modules["__main__"]
+
+    def serve() -> None:
+        child.answer(source, to_program[0], from_program[1], os.open(os.devnull, os.O_WRONLY))
+        os.close(from_program[1])  # as its end would
+
+    main_module, serving = sys.modules["__main__"], threading.Thread(target=serve)
     serving.start()
-    asked = child.Asked(to_program[1], from_program[0])
-    checks = Checks(tests="assert f(1) == 2", entry_point="f", nonce="a nonce")
-    assert child.check(checks, asked, report[1], verdict[1]) == 0
-    assert not asked.ended
+    child.check(checks, child.Asked(to_program[1], from_program[0]), report[1], verdict[1])
     os.close(to_program[1])
     serving.join()
     sys.modules["__main__"] = main_module
-    assert os.read(verdict[0], 100) == b"a nonce"
-    assert frames.read_json(report[0])["reason"] == "passed"
-    for descriptor in (to_program[0], *from_program, *report, *verdict):
-        os.close(descriptor)
+    os.close(verdict[1])
+    try:
+        return frames.read_json(report[0]), os.read(verdict[0], 100).decode()
+    finally:
+        for descriptor in (to_program[0], from_program[0], *report, verdict[0]):
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("source", "tests", "reason"),
+    [
+        ("def f(x): return x + 1", "assert f(1) == 2", "passed"),
+        ("def f(x): return given(x)", "assert f(1) == given(1)", "exception"),
+        ("def f(x): return x", "assert f(1) == given(0)", "passed"),
+        ("def f(x): return x", "assert f(1) == 2", "wrong"),
+        ("def f(x): return x.y", "f(1)", "exception"),
+        ("def f(x): raise UnicodeDecodeError('utf-8', b'', 0, 1, 'no')", "f(1)", "exception"),
+        ("def f(x): raise MemoryError", "f(1)", "memory"),
+        ("def f(x): raise PermissionError", "f(1)", "forbidden"),
+        ("def f(x): raise SystemExit", "f(1)", "exited"),
+        ("def f(x): raise SystemExit", "try:\n    f(1)\nexcept:\n    pass", "exited"),
+        ("def f(x): raise SystemExit", "try:\n    f(1)\nexcept:\n    f(2)", "exited"),
+        ("def f(", "f(1)", "syntax"),
+        ("raise SystemExit", "f(1)", "exited"),
+        ("g = 1", "f(1)", "exception"),
+        ("def f(x): return x", "f(", "checks"),
+    ],
+)
+def test_checks_ask_and_the_program_answers(source: str, tests: str, reason: str) -> None:
+    prelude = "def given(x): return x + 1"
+    checks = Checks(tests=tests, entry_point="f", prelude=prelude, nonce="a nonce")
+    report, verdict = converse(source, checks)
+    assert report["reason"] == reason, report
+    assert verdict == ("a nonce" if reason == "passed" else "")
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b'{"ready": 1}', b'{"raised": 1}', b"{}"])
+def test_a_program_that_says_something_else_has_not_passed(said: bytes) -> None:
+    answers = os.pipe()
+    frames.write_frame(answers[1], said)
+    os.close(answers[1])
+    questions = os.open(os.devnull, os.O_WRONLY)
+    asked = child.Asked(questions, answers[0])
+    try:
+        with pytest.raises((ProgramEnded, ValueError)):
+            asked.names()
+            asked.function("f")(1)
+            raise AssertionError("it was answered")
+        if asked.ended:
+            with pytest.raises(ProgramEnded):
+                asked.function("f")(1)
+    finally:
+        os.close(questions)
+        os.close(answers[0])
 
 
 def test_a_program_reports_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,10 @@ def test_landlock_guards_all_its_version_knows(
 
 
 def test_no_landlock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:  # there the same number is another system call
+        elsewhere.setattr(landlock.sys, "platform", "darwin")
+        assert landlock.abi() == 0
+
     def refuse(*_: object) -> int:
         raise OSError(38, "no such call")
 
@@ -348,3 +352,15 @@ def test_what_a_program_costs_is_measured(
     assert set(json.loads(capsys.readouterr().out)) == {"programs", "run_ms", "check_ms", "open_ms"}
     monkeypatch.setattr(sandbox_overhead, "measure", lambda _: {"run_ms": 1.0, "check_ms": 61.0})
     assert sandbox_overhead.main([]) == 1
+
+
+def test_another_user_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    assert not forkserver._can_become(None, True, notes) and notes == []
+    is_root = os.geteuid() == 0
+    monkeypatch.setattr(forkserver.os, "geteuid", lambda: 0)
+    assert forkserver._can_become(1_500_000_000, True, notes) == is_root
+    assert bool(notes) != is_root  # what did not work is told
+    monkeypatch.setattr(forkserver, "is_open_to_others", lambda path: False)
+    assert not forkserver._can_become(1_500_000_000, False, notes)
+    assert "others may not read this interpreter" in notes[-1]

@@ -14,6 +14,7 @@ import ctypes
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterable
 
 from nanochat.common.sandbox import kernel
@@ -38,6 +39,8 @@ ASK_VERSION = 1
 
 def abi() -> int:
     """The version of Landlock in this kernel, 0 where there is none."""
+    if sys.platform != "linux":
+        return 0
     try:
         return _call("landlock_create_ruleset", None, 0, ASK_VERSION)
     except (OSError, KeyError):
