@@ -21,7 +21,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nanochat.server.errors import ApiError, error_body
-from nanochat.server.limits import SECURITY_HEADERS
+from nanochat.server.limits import ENDED, SECURITY_HEADERS
 
 __all__ = ["Connection", "Deadlines", "connection_type"]
 
@@ -74,8 +74,7 @@ class Connection(HttpToolsProtocol):
         self._stop_write_timer()
         for cycle in self._cycles:  # uvicorn tells the newest alone
             if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+                _give_up(cycle, 499)
         if self._is_counted:
             client = self.client[0] if self.client else ""
             self._is_counted = False
@@ -175,14 +174,21 @@ class Connection(HttpToolsProtocol):
         if is_between or not (self.pipeline or cycle.response_started):
             self.transport.write(_answer(status, message, code))
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # whoever waits for the body learns that it does not come
-            cycle.message_event.set()
+            _give_up(cycle, status)
         self.transport.close()
 
 
 def connection_type(deadlines: Deadlines) -> type[Connection]:
     """The protocol of one server, for uvicorn's `http`."""
     return type("Connection", (Connection,), {"deadlines": deadlines, "num_by_client": Counter()})
+
+
+def _give_up(cycle: RequestResponseCycle, status: int) -> None:
+    """Whoever waits for the body, or writes, learns that nobody is there; and the log, why."""
+    if not cycle.response_started:
+        cycle.scope["state"].setdefault(ENDED, status)
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _answer(status: int, message: str, code: str) -> bytes:

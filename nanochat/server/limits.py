@@ -22,6 +22,7 @@ from nanochat.server.errors import ApiError, error_body
 from nanochat.server.keys import Keys
 
 __all__ = [
+    "ENDED",
     "LOOPBACK_HOSTS",
     "PUBLIC_PATHS",
     "SECURITY_HEADERS",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+ENDED = "ended"
+"""In the state of a request that ended without an answer of ours: the status it ended with."""
 
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key, like the files of the page; nothing else is."""

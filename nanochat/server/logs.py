@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.server.errors import to_api_error
-from nanochat.server.limits import add_security_headers, answer_error
+from nanochat.server.limits import ENDED, add_security_headers, answer_error
 from nanochat.server.metrics import Metrics
 
 __all__ = ["LogFormat", "RequestLog", "Structured", "request_id", "set_up_logs"]
@@ -129,7 +129,7 @@ class RequestLog:
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         path = getattr(scope.get("route"), "path", UNMATCHED)
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
-        status = status or 499  # nginx's number for a client that went away
+        status = scope["state"].get(ENDED) or status or 499  # nginx's: the client went away
         self.metrics.http(method, path, status, seconds)
         client = scope.get("client")
         fields = {

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from nanochat.server.deadlines import Connection, Deadlines, connection_type
+from nanochat.server.limits import ENDED
 from tests.server.conftest import wait_until
 
 SHORT = Deadlines(head_s=0.3, body_s=0.5, write_s=0.3, max_connections_per_client=8)
@@ -27,6 +28,7 @@ class App:
     def __init__(self) -> None:
         self.running = 0
         self.disconnects = 0
+        self.ends: list[int | None] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +37,7 @@ class App:
         try:
             await self._answer(scope, receive, send)
         finally:
+            self.ends.append(scope["state"].get(ENDED))
             self.running -= 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,7 +153,15 @@ def test_a_body_that_trickles_in_is_given_up(port: int, app: App) -> None:
             slow.sendall(b" ")
         assert error_of(rest(slow)) == (408, "request_timeout")
     wait_until(lambda: app.running == 0)
-    assert app.disconnects == 1
+    assert app.disconnects == 1 and app.ends == [408]
+
+
+def test_who_goes_away_before_an_answer_begins_is_noted(port: int, app: App) -> None:
+    with connect(port) as client:
+        client.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        wait_until(lambda: app.running == 1)
+    wait_until(lambda: app.running == 0)
+    assert app.ends == [499]
 
 
 def test_a_body_in_pieces_is_read(port: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from nanochat.server.limits import ENDED
 from nanochat.server.logs import RequestLog, Structured, request_id, set_up_logs
 from nanochat.server.metrics import Metrics
 
@@ -107,12 +108,18 @@ def test_who_went_away_is_499_and_odd_methods_are_one() -> None:
     async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][ENDED] = 408  # as deadlines.py does
+        await fine(scope, receive, send)
+
     stream, metrics = io.StringIO(), Metrics()
     with set_up_logs("json", stream):
         serve(nothing, scope(method="BREW"), metrics)
         serve(nothing, {"type": "lifespan"}, metrics)
-    (line,) = lines(stream)
-    assert (line["method"], line["status"]) == ("OTHER", 499)
+        serve(late, scope(), metrics)
+    first, _, second = lines(stream)
+    assert (first["method"], first["status"]) == ("OTHER", 499)
+    assert second["status"] == 408
 
 
 def test_machines_that_look_every_few_seconds_are_not_logged() -> None:
