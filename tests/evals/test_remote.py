@@ -1,0 +1,210 @@
+"""A model behind an address: a stand-in server answers as OpenAI's do, by an engine of ours."""
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.common.errors import EvalError
+from nanochat.common.messages import Message
+from nanochat.engine.engine import Engine
+from nanochat.evals.core import CORE_TASKS
+from nanochat.evals.data import DataFiles
+from nanochat.evals.examinee import Asking, EngineExaminee
+from nanochat.evals.remote import RemoteExaminee
+from nanochat.evals.runner import RunOptions, run_tasks
+from nanochat.evals.task import Sample
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.conftest import LOGITS_ATOL
+from tests.engine.conftest import random_model
+from tests.evals.bundle import write_bundle
+
+Answer = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+class Stand:
+    """What is asked, and what is answered."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
+        self.answer: Answer = lambda path, body: (404, {})
+        self.url = ""
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    state = Stand()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.asked.append((self.path, body, self.headers.get("Authorization")))
+            status, answer = state.answer(self.path, body)
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield state
+        httpd.shutdown()
+        thread.join()
+
+
+def echo(engine: Engine, text: str, index: int) -> dict[str, Any]:
+    """A completion with echo: the text's tokens, and one generated after it."""
+    tokenizer = engine.tokenizer
+    tokens = tokenizer.encode(text)
+    [[score]] = engine.score_groups([[([tokenizer.bos, *tokens], 1)]])
+    pieces = [tokenizer.decode([token]) for token in tokens]
+    offsets = [sum(map(len, pieces[:place])) for place in range(len(pieces))]
+    best = [
+        {tokenizer.decode([b]): p + m if b != t else p}
+        for b, t, p, m in zip(score.best, tokens, score.logprobs, score.margins, strict=True)
+    ]
+    return {
+        "index": index,
+        "text": text + "!",
+        "logprobs": {
+            "tokens": [*pieces, "!"],
+            "token_logprobs": [*score.logprobs, -1.0],
+            "top_logprobs": [*best, {"!": -1.0}],
+            "text_offset": [*offsets, len(text)],
+        },
+    }
+
+
+@pytest.mark.req("FR-037")
+def test_likelihoods_over_http_are_those_of_the_engine(
+    stand: Stand, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    engine = Engine(random_model(), tiny_tokenizer, format="float32")
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        assert path == "/v1/completions" and body["echo"] and body["model"] == "m"
+        echoes = [echo(engine, text, index) for index, text in enumerate(body["prompt"])]
+        return 200, {"choices": echoes[::-1]}
+
+    stand.answer = answer
+    source = DataFiles([write_bundle(tmp_path)])
+    names = ("openbook_qa", "winograd", "lambada_openai")
+    tasks = [task for task in CORE_TASKS if task.name in names]
+    remote = RemoteExaminee(name="m", url=stand.url, api_key="secret")
+    found = run_tasks(remote, tasks, RunOptions(source=source, limit=4))
+    ours = run_tasks(
+        EngineExaminee(name="m", engine=engine), tasks, RunOptions(source=source, limit=4)
+    )
+    for name in names:
+        assert found[name].error is None
+        for here, there in zip(ours[name].verdicts, found[name].verdicts, strict=True):
+            assert there.choice_logprobs == pytest.approx(here.choice_logprobs, abs=LOGITS_ATOL)
+            assert (there.score, there.choice) == (here.score, here.choice)
+            assert there.choice_tokens == here.choice_tokens
+    assert {key for _, _, key in stand.asked} == {"Bearer secret"}
+
+
+def test_bits_over_http_count_the_bytes_of_the_tokens_that_have_a_likelihood(stand: Stand) -> None:
+    stand.answer = lambda path, body: (
+        200,
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "one two!",
+                    "logprobs": {
+                        "tokens": ["one", " two", "!"],
+                        "token_logprobs": [None, -math.log(4), -1.0],
+                        "text_offset": [0, 3, 7],
+                    },
+                }
+            ]
+        },
+    )
+    remote = RemoteExaminee(name="m", url=f"{stand.url}/v1/")
+    [found] = remote.likelihoods(
+        [Sample(sample_id="1", prompt="one two")], "bits_per_byte", "default"
+    )
+    assert found.score == pytest.approx(2.0) and found.details["num_bytes"] == 4
+
+
+@pytest.mark.req("FR-038")
+def test_the_likeliest_letter_of_a_chat_answer_wins(stand: Stand) -> None:
+    tops = [{"token": "C", "logprob": -0.5}, {"token": "A", "logprob": -1.0}]
+    stand.answer = lambda path, body: (
+        200,
+        {"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]},
+    )
+    remote = RemoteExaminee(name="m", url=stand.url)
+    samples = [
+        Sample(sample_id="1", prompt=(Message("user", "?"),), choices=("A", "B"), gold=0),
+        Sample(sample_id="2", prompt=(Message("user", "?"),), choices=("B", "D"), gold=0),
+    ]
+    first, second = remote.likelihoods(samples, "letter_choice", "default")
+    assert first.is_correct and first.choice_logprobs == (-1.0, -math.inf)
+    assert not second.is_correct and second.choice is None
+    assert stand.asked[0][1]["max_tokens"] == 1 and stand.asked[0][0] == "/v1/chat/completions"
+    stand.answer = lambda path, body: (200, {"choices": [{"logprobs": None}]})
+    with pytest.raises(EvalError, match="expected top_logprobs"):
+        remote.likelihoods(samples, "letter_choice", "default")
+
+
+def test_answers_come_from_chat_or_from_a_text_and_a_busy_server_is_asked_again(
+    stand: Stand,
+) -> None:
+    busy = iter([503, 429])
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if status := next(busy, None):
+            return status, {}
+        if path.endswith("/chat/completions"):
+            return 200, {"choices": [{"message": {"content": body["messages"][-1]["content"]}}]}
+        return 200, {"choices": [{"text": body["prompt"] + "."}]}
+
+    stand.answer = answer
+    remote = RemoteExaminee(name="m", url=stand.url, num_parallel=1)
+    samples = [
+        Sample(sample_id="1", prompt=(Message("user", "hello"),)),
+        Sample(sample_id="2", prompt="text"),
+    ]
+    found = dict(remote.answers(samples, Asking(max_tokens=5, stop=("x",))))
+    assert found == {0: ("hello",), 1: ("text.",)}
+    assert stand.asked[-1][1]["stop"] == ["x"] and stand.asked[-1][1]["max_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "message"),
+    [
+        (400, {"error": "no"}, "answers 400"),
+        (200, {"choices": [{"index": 0, "text": "other", "logprobs": None}]}, "does not echo"),
+        (200, {"choices": []}, "0 answers to 1 prompts"),
+        (200, {}, "no choices in the answer"),
+    ],
+)
+def test_a_server_that_cannot_tell_likelihoods_is_found_out(
+    stand: Stand, status: int, answer: dict[str, Any], message: str
+) -> None:
+    stand.answer = lambda path, body: (status, answer)
+    remote = RemoteExaminee(name="m", url=stand.url)
+    sample = Sample(sample_id="1", prompt="a ", choices=("b",))
+    with pytest.raises(EvalError, match=message):
+        remote.likelihoods([sample], "language_modeling", "default")
+
+
+def test_an_address_where_nobody_listens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat.evals.remote.MOST_TRIES", 1)
+    remote = RemoteExaminee(name="m", url="http://127.0.0.1:9")
+    with pytest.raises(EvalError, match="cannot be asked"):
+        remote.likelihoods([Sample(sample_id="1", prompt="a")], "bits_per_byte", "default")
