@@ -1,5 +1,6 @@
 """gate.py and admin.py: who may ask what, answers that come again, and how the server does."""
 
+import asyncio
 import json
 import re
 import threading
@@ -380,3 +381,22 @@ def test_settings_out_of_range_are_said_together() -> None:
         ServerSettings(max_queue=-1)
     with pytest.raises(ValueError, match="ttl_s is 0: expected more than 0"):
         CacheSettings(ttl_s=0)
+
+
+@pytest.mark.req("EC-10")
+def test_who_has_left_already_is_not_answered(engine: Counted, served: ServedModel) -> None:
+    app = create_app(engine, served)
+    body = json.dumps(ask()).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode()}
+    scope |= {"query_string": b"", "headers": headers, "http_version": "1.1"}  # type: ignore[dict-item]
+    asyncio.run(app(scope, receive, send))
+    assert engine.requests == []
