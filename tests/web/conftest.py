@@ -40,6 +40,7 @@ class View:
     problems: list[str] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
     """Patterns of log lines that this test provokes."""
+    listeners: list[tuple[str, Callable[[Any], object]]] = field(default_factory=list)
 
     def open(self, path: str = "/") -> None:
         self.page.goto(self.url + path)
@@ -78,6 +79,16 @@ class View:
         node = self.page.locator(".message").nth(message)
         node.hover()
         node.get_by_role("button", name=label, exact=True).click()
+
+    def listen(self, event: str, listener: Callable[[Any], object]) -> None:
+        """Be told of what the page does, until the test ends."""
+        self.page.on(event, listener)
+        self.listeners.append((event, listener))
+
+    def stop_listening(self) -> None:
+        for event, listener in self.listeners:
+            self.page.remove_listener(event, listener)
+        self.listeners.clear()
 
     def check(self) -> None:
         """Nothing went wrong unseen."""
@@ -141,10 +152,7 @@ def new_view(chromium: Any, play: Stage) -> Iterator[Callable[..., View]]:
 
     def make(context: Any = None, *, url: str | None = None, **options: Any) -> View:
         if context is None:
-            options = {"viewport": {"width": 1200, "height": 800}, "locale": "en-GB", **options}
-            context = chromium.new_context(**options)
-            context.set_default_timeout(15_000)
-            context.add_init_script(WATCH)
+            context = _profile(chromium, **options)
             contexts.append(context)
         view = View(context.new_page(), url or play.url)
         views.append(view)
@@ -170,9 +178,44 @@ def _watch(view: View) -> None:
     view.page.on("dialog", lambda dialog: view.problems.append(f"dialog {dialog.message}"))
 
 
+@pytest.fixture(scope="session")
+def seat(chromium: Any, theatre: Stage) -> Iterator[View]:
+    """One page for all tests that need no other: a new profile costs half a second of a core."""
+    context = _profile(chromium)
+    view = View(context.new_page(), theatre.url)
+    _watch(view)
+    yield view
+    context.close()
+
+
 @pytest.fixture
-def view(new_view: Callable[..., View]) -> View:
-    """A page that is open."""
-    view = new_view()
-    view.open()
-    return view
+def view(seat: View, play: Stage) -> Iterator[View]:
+    """A page that is open, in a profile with nothing in it."""
+    page, context = seat.page, seat.page.context
+    seat.problems.clear()
+    seat.expected.clear()
+    seat.open()
+    yield seat
+    try:
+        seat.check()
+    finally:
+        seat.stop_listening()
+        context.set_offline(False)
+        context.clear_permissions()
+        page.unroute_all(behavior="ignoreErrors")
+        for other in context.pages[1:]:
+            other.close()
+        page.evaluate("() => sessionStorage.clear()")
+        page.goto("about:blank")
+        session = context.new_cdp_session(page)
+        kinds = "indexeddb,local_storage"
+        session.send("Storage.clearDataForOrigin", {"origin": seat.url, "storageTypes": kinds})
+        session.detach()
+
+
+def _profile(chromium: Any, **options: Any) -> Any:
+    options = {"viewport": {"width": 1200, "height": 800}, "locale": "en-GB", **options}
+    context = chromium.new_context(**options)
+    context.set_default_timeout(15_000)
+    context.add_init_script(WATCH)
+    return context

