@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions     an answer, whole or streamed, in OpenAI's shapes
     POST /v1/completions          a text that goes on; how likely a text is
-    GET  /v1/models, /v1/models/… the models that can be named
+    GET  /v1/models, .../{id}     the models that can be named
     POST /tokenize, /detokenize   tokens, as vLLM has it
     POST /chat/completions        the API of karpathy/nanochat's chat_web.py
     GET  /openapi.json            all of it, for programs; there is no /docs, whose scripts would

@@ -201,6 +201,18 @@ def test_who_does_not_read_is_cut_off(port: int, app: App) -> None:
     assert app.disconnects == 1
 
 
+def test_a_slow_reader_goes_on(port: int, app: App) -> None:
+    with connect(port) as slow:
+        slow.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(4):  # together longer than nothing may be read
+            time.sleep(0.15)
+            num_bytes = 0
+            while num_bytes < 16 << 20:  # more than all buffers on the way hold
+                num_bytes += len(slow.recv(1 << 20))
+        assert app.running == 1
+    wait_until(lambda: app.running == 0)
+
+
 def test_connections_are_used_again_and_each_head_has_its_time(port: int) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         for _ in range(3):
