@@ -115,7 +115,7 @@ class EngineExaminee:
         Raises: what the engine raises for a request.
         """
         events: queue.SimpleQueue[tuple[int, TokenEvent | Exception]] = queue.SimpleQueue()
-        tokens: dict[int, list[list[int]]] = {}
+        told: dict[int, list[list[TokenEvent]]] = {}
         num_left: dict[int, int] = {}
         rows = max(1, OUTSTANDING_ROWS * self.engine.max_rows // asking.num_samples)
         waiting = iter(enumerate(samples))
@@ -124,7 +124,7 @@ class EngineExaminee:
                 while len(num_left) < rows and (following := next(waiting, None)) is not None:
                     index, sample = following
                     request = self._request(index, sample, asking)
-                    tokens[index] = [[] for _ in range(asking.num_samples)]
+                    told[index] = [[] for _ in range(asking.num_samples)]
                     num_left[index] = asking.num_samples
                     self.engine.submit(request, _into(events, index))
                 if not num_left:
@@ -132,13 +132,12 @@ class EngineExaminee:
                 index, event = events.get()
                 if isinstance(event, Exception):
                     raise event
-                if event.finish_reason != "stop":
-                    tokens[index][event.sample].append(event.token)
+                told[index][event.sample].append(event)
                 if event.finish_reason is not None:
                     num_left[index] -= 1
                     if not num_left[index]:
                         del num_left[index]
-                        written = tokens.pop(index)
+                        written = told.pop(index)
                         yield index, tuple(self._text(each, asking) for each in written)
         finally:
             for index in num_left:
@@ -170,16 +169,14 @@ class EngineExaminee:
             beyond_context="slide" if is_sliding else "refuse",
         )
 
-    def _text(self, tokens: list[int], asking: Asking) -> str:
-        """What was written, up to a stop string.  By default special tokens that stand nowhere
-        sensible are left out, and a tool's brackets stay: they are never mistaken for words."""
-        text = self._decoded(tokens, asking.mode)
-        ends = [text.index(stop) for stop in asking.stop if stop in text]
-        return text[: min(ends, default=len(text))]
-
-    def _decoded(self, tokens: list[int], mode: Mode) -> str:
+    def _text(self, events: list[TokenEvent], asking: Asking) -> str:
+        """What was written.  By default special tokens that stand nowhere sensible are left out,
+        and a tool's brackets stay, so that they are never mistaken for words."""
         tokenizer = self.engine.tokenizer
-        if mode == "nanochat":
+        if asking.stop:  # inside a token perhaps: only the text says where
+            return "".join(event.text for event in events)
+        tokens = [event.token for event in events if event.finish_reason != "stop"]
+        if asking.mode == "nanochat":
             return tokenizer.decode(tokens)
         content = parse_reply(tokens, tokenizer).content
         if isinstance(content, str):
