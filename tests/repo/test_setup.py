@@ -144,12 +144,13 @@ def test_dev_as_root_on_debian_installs_one(machine: Machine) -> None:
     machine.program("id", "echo 0")
     machine.program(
         "apt-get",
-        'echo "apt-get $*" >>"$STATE/diary"; [ "$1" = update ] || cp "$0" "${0%/*}/chromium"',
+        'echo "apt-get $*" >>"$STATE/diary"; [ "$1" != install ] || cp "$0" "${0%/*}/chromium"',
     )
     done = machine.setup("dev")
     assert done.returncode == 0, done.stderr
     assert "apt-get install -y --no-install-recommends chromium" in done.stdout
     assert "apt-get install -y --no-install-recommends chromium\n" in machine.diary()
+    assert "apt-get --version" in machine.diary()  # what was installed tells its version
     assert "playwright" not in machine.diary()
 
 
