@@ -151,7 +151,8 @@ def _padded(size: int) -> int:
 
 
 def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content
 
 
 def _value(kind: int, value: Any) -> bytes:

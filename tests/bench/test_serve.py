@@ -2,6 +2,7 @@
 
 import json
 import stat
+import struct
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from nanochat.bench import peer_serve
+from nanochat.bench.gguf import write_gguf
 from nanochat.bench.load import Lengths, Load, Workload
 from nanochat.bench.load_engine import EngineLoad, engine_rate
 from nanochat.bench.load_model import made_up_tokens, random_weights, write_random_run
@@ -241,6 +243,23 @@ def test_what_an_engine_says_instead_of_a_token_is_raised() -> None:
 
 
 # -------------------------------------------------------------------------- random weights
+
+
+def test_a_gguf_with_a_vocabulary(tmp_path: Path) -> None:
+    """As many tokens as rows of the table: the bytes, the words, then what is special."""
+    config = GPTConfig.from_depth(2, vocab_size=300, head_dim=32)
+    write_gguf(tmp_path / "x.gguf", config, "q8_0", tokens=made_up_tokens(300))
+    content = (tmp_path / "x.gguf").read_bytes()
+    head = b"tokenizer.ggml.tokens" + struct.pack("<IIQ", 9, 8, config.padded_vocab_size)
+    names = content[content.index(head) + len(head) :]
+    texts = []
+    for _ in range(config.padded_vocab_size):
+        (size,) = struct.unpack_from("<Q", names)
+        texts.append(names[8 : 8 + size].decode())
+        names = names[8 + size :]
+    assert texts[:2] == ["<0x00>", "<0x01>"] and texts[256] == "\u2581a"
+    assert texts[-1].startswith("<|special_") and len(set(texts)) == len(texts)
+    assert names.startswith(struct.pack("<Q", 21) + b"tokenizer.ggml.scores")
 
 
 @pytest.mark.parametrize("vocab_size", [300, 5000, 32_768])
