@@ -1,5 +1,5 @@
 """How fast CORE is, beside karpathy/nanochat's own loop.   in: a checkpoint of theirs, the data
-out: one JSON object   who calls: scripts, by `python -m nanochat.bench.core`
+out: one JSON object   who calls: whoever types `python -m nanochat.bench.core BASE DATA PEER`
 
 Both sides read, shuffle, render, encode and score the same examples of the same tasks on this CPU
 in float32, weights loaded before the clock starts; the peer runs in a process of its own, between

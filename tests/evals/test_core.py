@@ -183,7 +183,7 @@ def test_chatcore_names_its_variant_and_needs_all_its_tasks() -> None:
 NUM_IN_TEST = 4  # of 30 examples of each task; the slow test has all
 
 
-@pytest.mark.req("FR-037")
+@pytest.mark.req("FR-037", "SC-004")
 def test_verdicts_losses_and_tokens_are_those_of_the_reference(shared_dir: Path) -> None:
     """The first examples of each task of a run of 30, whose prompts need all 30."""
     parity = shared_dir / "parity/core-eval"
@@ -220,7 +220,7 @@ def agree(verdicts: list[Verdict], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.req("FR-037")
+@pytest.mark.req("FR-037", "SC-004")
 def test_all_630_verdicts_are_those_of_the_reference(shared_dir: Path) -> None:
     parity = shared_dir / "parity/core-eval"
     expected = json.loads((parity / "expected_core.json").read_text())
