@@ -29,10 +29,12 @@ __all__ = ["Config", "Finding", "examine", "run", "usable_cores", "usable_memory
 
 PACKAGES = (
     "fastapi",
+    "httptools",
     "httpx",
     "huggingface_hub",
     "llguidance",
     "numpy",
+    "prometheus-client",
     "prompt_toolkit",
     "pyarrow",
     "pydantic",

@@ -47,7 +47,7 @@ def ask(admission: Admission, name: str, **said: Any) -> Told:
     return told
 
 
-@pytest.mark.req("EC-09")
+@pytest.mark.req("EC-10")
 def test_no_more_than_there_is_room_for(admission: Admission, engine: SlowEngine) -> None:
     for name in "abc":
         ask(admission, name)
@@ -110,7 +110,7 @@ def test_what_is_cancelled_takes_room_until_the_engine_has_dropped_it(
     assert admission.num_active == 0
 
 
-@pytest.mark.req("EC-09")
+@pytest.mark.req("EC-10")
 def test_nobody_waits_for_ever(engine: SlowEngine) -> None:
     settings = ServerSettings(queue_wait_s=0.05, request_deadline_s=0.15)
     admission = Admission(engine, settings)
