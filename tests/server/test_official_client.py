@@ -1,0 +1,228 @@
+"""The official client over a real port: every interface, every option, nothing unknown in an
+answer and nothing missing."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from nanochat.common.errors import EngineError, Overloaded, Unavailable
+from nanochat.engine.engine import Engine
+from nanochat.server.app import ServedModel, create_app
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.engine.conftest import CONTEXT_LEN, random_model
+from tests.server.conftest import ask, live
+from tests.server.fakes import FakeEngine
+from tests.server.shapes import check_known
+
+pytestmark = [pytest.mark.req("SC-015"), pytest.mark.req("FR-053"), pytest.mark.req("FR-081")]
+
+MESSAGES: Any = ask("the cats")["messages"]
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"n": 3, "seed": 1},
+    {"logprobs": True, "top_logprobs": 3},
+    {"stop": ["e", "x"], "temperature": 0.5, "top_p": 0.9},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {"101": -100}},
+    {"response_format": {"type": "json_object"}, "temperature": 0},
+    {"tools": [{"type": "calculator"}], "tool_choice": "auto"},
+    {"user": "me", "metadata": {"a": "b"}, "store": False, "max_tokens": None, "stop": None},
+    {"extra_body": {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1}},
+)  # fmt: skip
+
+
+class Yes(pydantic.BaseModel):
+    """What an answer can be made to be, however little a model knows."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    is_cat: bool
+
+
+@pytest.fixture(scope="module")
+def url(tiny_tokenizer: Tokenizer) -> Iterator[str]:
+    """A real engine's server."""
+    engine = Engine(random_model(), tiny_tokenizer, max_rows=16)
+    served = ServedModel(
+        name="org/tiny",
+        aliases=("gpt-4o-mini",),
+        tokenizer=tiny_tokenizer,
+        context_len=CONTEXT_LEN,
+        has_tools=True,
+    )
+    with live(create_app(engine, served)) as address:
+        yield f"{address}/v1"
+    assert engine.num_active == 0
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def chat(**options: Any) -> dict[str, Any]:
+    fields = {"model": "org/tiny", "messages": MESSAGES, "max_completion_tokens": 12, **options}
+    if "max_tokens" in options:
+        del fields["max_completion_tokens"]
+    return fields
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "none")
+def test_answers_whole_and_streamed(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    seeded = {"seed": 7, **options}
+    whole = client.chat.completions.create(**chat(**seeded))
+    assert isinstance(whole, ChatCompletion)
+    check_known(whole)
+    num_answers = options.get("n", 1)
+    assert len(whole.choices) == num_answers
+    assert whole.model == "org/tiny"
+    texts = [""] * num_answers
+    reasons: list[str | None] = [None] * num_answers
+    usage = None
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    for chunk in client.chat.completions.create(**chat(**seeded, **more)):
+        assert isinstance(chunk, ChatCompletionChunk)
+        check_known(chunk)
+        usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert usage is not None and usage == whole.usage
+    for choice in whole.choices:
+        if options.get("logprobs"):
+            assert choice.logprobs is not None and choice.logprobs.content
+            assert all(len(each.top_logprobs) == 3 for each in choice.logprobs.content)
+            told = b"".join(bytes(each.bytes or ()) for each in choice.logprobs.content)
+            assert told.decode(errors="replace") == choice.message.content
+        for stop in options.get("stop") or ():
+            assert stop not in (choice.message.content or "")
+
+
+def test_the_asynchronous_client(url: str) -> None:
+    async def talk() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+            whole, stream = await asyncio.gather(
+                client.chat.completions.create(**chat(seed=3)),
+                client.chat.completions.create(**chat(seed=3, stream=True)),
+            )
+            pieces = [chunk async for chunk in stream]
+            check_known([whole, *pieces])
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in pieces)
+            assert text == whole.choices[0].message.content
+            async with client.chat.completions.stream(**chat(seed=3)) as events:
+                async for _ in events:
+                    pass
+                final = events.current_completion_snapshot  # cut off, which is no final one to it
+            assert final.choices[0].message.content == text
+            models = [model.id async for model in client.models.list()]
+            assert models == ["org/tiny", "gpt-4o-mini"]
+
+    asyncio.run(talk())
+
+
+def test_raw_and_streamed_responses(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        **chat(seed=1), extra_headers={"X-Request-Id": "mine-1"}
+    )
+    assert raw.headers["x-request-id"] == "mine-1"
+    assert raw.headers["content-type"] == "application/json"
+    check_known(raw.parse())
+    with client.chat.completions.with_streaming_response.create(
+        **chat(seed=1, stream=True)
+    ) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    parsed = json.loads(lines[1].removeprefix("data: "))
+    check_known(ChatCompletionChunk.model_validate(parsed))
+
+
+def test_structured_output(client: openai.OpenAI) -> None:
+    """A random model answers in the shape that is asked for."""
+    fields = {**chat(seed=2, response_format=Yes), "max_completion_tokens": 40}
+    parsed = client.chat.completions.parse(**fields)
+    message = parsed.choices[0].message
+    assert isinstance(message.parsed, Yes)
+    assert json.loads(message.content or "") == message.parsed.model_dump()
+    assert parsed.choices[0].finish_reason == "stop"
+    assert parsed.usage is not None and parsed.usage.completion_tokens > 0
+    with client.chat.completions.stream(**fields) as events:
+        for _ in events:
+            pass
+        final = events.get_final_completion()
+    assert final.choices[0].message.parsed == message.parsed
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**{**fields, "max_completion_tokens": 2})
+    refused = {"name": "x", "schema": {"type": "object", "minProperties": "many"}}
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(
+            **chat(response_format={"type": "json_schema", "json_schema": refused})
+        )
+    assert wrong.value.param == "response_format"
+
+
+def test_completions_and_models(client: openai.OpenAI) -> None:
+    whole = client.completions.create(
+        model="gpt-4o-mini", prompt=["the", "cat"], logprobs=2, seed=1
+    )
+    assert isinstance(whole, Completion)
+    check_known(whole)
+    stream = client.completions.create(
+        model="org/tiny", prompt=["the", "cat"], logprobs=2, seed=1, stream=True
+    )
+    texts = ["", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+    check_known(client.models.retrieve("org/tiny"))
+    assert client.models.retrieve("gpt-4o-mini").id == "gpt-4o-mini"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("org/none")
+    assert missing.value.code == "model_not_found"
+
+
+def test_errors_are_the_clients_exceptions(served: ServedModel) -> None:
+    engine = FakeEngine()
+    with (
+        live(create_app(engine, served)) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client,
+    ):
+        fields: Any = {"model": "tiny", "messages": MESSAGES}
+        function: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        for wrong, kind, code, param in [
+            ({"temperature": 3}, openai.BadRequestError, "decimal_above_max_value", "temperature"),
+            ({"tools": [function]}, openai.BadRequestError, "unsupported_value", "tools"),
+            ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found", "model"),
+            ({"max_tokens": 10**6}, openai.BadRequestError, "context_length_exceeded", "messages"),
+        ]:
+            for is_stream in (False, True):
+                with pytest.raises(kind) as raised:
+                    client.chat.completions.create(**fields | wrong, stream=is_stream)
+                assert (raised.value.code, raised.value.param) == (code, param)
+                assert raised.value.request_id
+        for refusal, kind, code in [
+            (Overloaded("full"), openai.RateLimitError, "rate_limit_exceeded"),
+            (Unavailable("not now"), openai.InternalServerError, "service_unavailable"),
+            (EngineError("broken"), openai.InternalServerError, "engine_error"),
+        ]:
+            engine.refusal = refusal
+            with pytest.raises(kind) as raised:
+                client.chat.completions.create(**fields, stream=True)
+            assert raised.value.code == code
+        engine.refusal, engine.script = None, ("Hel", EngineError("broken"))
+        with pytest.raises(openai.APIError, match="broken") as broken:
+            list(client.chat.completions.create(**fields, stream=True))
+        assert broken.value.code == "engine_error"
+        engine.script = (EngineError("broken at once"),)
+        with pytest.raises(openai.InternalServerError):  # nothing was told: a status still can
+            client.chat.completions.create(**fields, stream=True)
+        assert client.with_options(max_retries=2).models.list().data[0].id == "tiny"
