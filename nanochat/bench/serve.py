@@ -264,8 +264,9 @@ def _result(
 ) -> dict[str, Any]:
     for row in rows:
         beside = engine.get(row["users"])
-        row["engine_tokens_per_s"] = beside and beside["tokens_per_s"]
-        row["over_engine"] = beside and row["output_tokens_per_s"] / beside["tokens_per_s"]
+        rate = beside["tokens_per_s"] if beside else None
+        row["engine_tokens_per_s"] = rate
+        row["over_engine"] = row["output_tokens_per_s"] / rate if rate else None
     workload = bench.load.workload
     return {
         "machine": machine_name(best_device(bench.device)),

@@ -149,7 +149,7 @@ class Config(CommonOptions):
 
 
 def run(config: Config) -> int:
-    """0 once everything is measured; 1 if any request of ours failed."""
+    """0 once everything is measured; 1 if any request of ours failed, or none was answered."""
     from nanochat.bench.serve import ServeBench, bench_serve
 
     peer = config.peer_nanochat
@@ -177,7 +177,7 @@ def run(config: Config) -> int:
         print(json.dumps(result))
     else:
         _print(result)
-    return int(any(row["num_success"] < row["num_requests"] for row in result["rows"]))
+    return int(any(row["num_success"] < max(1, row["num_requests"]) for row in result["rows"]))
 
 
 def _print(result: dict[str, object]) -> None:
