@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -103,3 +104,9 @@ def test_nothing_to_wait_for_is_not_waited_for(capsys: pytest.CaptureFixture[str
 def test_a_place_knows_who_can_reach_it(host: str, is_loopback: bool) -> None:
     with reserve(host, 0) as place:
         assert place.is_loopback == is_loopback
+
+
+def test_a_token_is_not_held_back() -> None:
+    """asyncio turns Nagle's algorithm off only where the protocol is named."""
+    with reserve("127.0.0.1", 0) as place:
+        assert place.socket.proto == socket.IPPROTO_TCP
