@@ -127,6 +127,7 @@ def run(config: Config) -> int:
                 context_len=model.context_len,
                 defaults=config.choice(),
                 model_hash=model.model_hash,
+                has_tools=model.is_chat,
             )
             app = create_app(model.door, served, settings)
             line = f"{name} answers at {place.url} (Ctrl-C stops)"
