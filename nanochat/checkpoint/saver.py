@@ -86,11 +86,7 @@ class Saver:
         Raises: CheckpointError of the write before this one, or of this one if it is in the
                 foreground.
         """
-        self.finish()
-        if not self._has_swept:  # not before: of several processes only one saves
-            self._has_swept = True
-            self._sweep()
-        if self._is_there(step):
+        if not self.begins(step):
             return
         self._step = step
         if not self.is_background:
@@ -103,6 +99,18 @@ class Saver:
             target=self._write, args=(step, copied, is_copied), name=f"save step {step}"
         )
         self._thread.start()
+
+    def begins(self, step: int) -> bool:
+        """Whether `save` would write: what was handed over before is on the disk, and this step is
+        not.
+
+        Raises: CheckpointError of the write before.
+        """
+        self.finish()
+        if not self._has_swept:  # not before: of several processes only one saves
+            self._has_swept = True
+            self._sweep()
+        return not self._is_there(step)
 
     def validated(self, step: int, val_bpb: float) -> None:
         """Remember how good a step is; the best of those that have a checkpoint is kept.
@@ -185,9 +193,14 @@ class _HostMemory:
 
     def __init__(self) -> None:
         self._room: dict[str, Tensor] = {}
+        self._is_from_gpu = False
 
     def copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """A copy that training cannot change, and the event after which a GPU has delivered it."""
+        """A copy that training cannot change, and the event after which a GPU has delivered it.
+
+        Every tensor is looked at once, in order: where ranks share them, that is what brings it.
+        """
+        self._is_from_gpu = False
         optimizer = checkpoint.optimizer
         copied = dataclasses.replace(
             checkpoint,
@@ -195,7 +208,7 @@ class _HostMemory:
             optimizer=None if optimizer is None else self._copies("optimizer", optimizer),
             state=copy.deepcopy(dict(checkpoint.state)),
         )
-        if not any(tensor.is_cuda for tensor in checkpoint.weights.values()):
+        if not self._is_from_gpu:
             return copied, None
         is_copied = torch.cuda.Event()
         is_copied.record()
@@ -212,6 +225,7 @@ class _HostMemory:
         }
 
     def _room_for(self, key: str, tensor: Tensor) -> Tensor:
+        self._is_from_gpu |= tensor.is_cuda
         room = self._room.get(key)
         if room is None or (room.shape, room.dtype) != (tensor.shape, tensor.dtype):
             room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

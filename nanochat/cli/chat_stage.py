@@ -28,6 +28,13 @@ Train = Callable[[C, "Store", "Store | None", "Display"], "Finished"]
 
 def run_chat_stage(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     """0 once the stage's model is saved."""
+    from nanochat.common.dist import current_world
+
+    with current_world().together():
+        return _run(stage, config, train)
+
+
+def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
     from nanochat.checkpoint.resolve import read, resolve
     from nanochat.common.dist import current_world

@@ -27,6 +27,13 @@ def run(config: Config) -> int:
 
     Raises: DataError for the text, TokenizerError for the vocabulary, ConfigError for the plan.
     """
+    from nanochat.common.dist import current_world
+
+    with current_world().together():
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from nanochat.batches.sources import Texts, text_stores
     from nanochat.common.dist import current_world
     from nanochat.train.display import Display

@@ -4,23 +4,34 @@ who calls: train, cli   (imports torch)
 Started by `torchrun`, every process is a rank; started plainly there is one, and nothing here
 communicates.  Tensors are summed where they are (NCCL or gloo); small integers travel over the CPU,
 so that agreeing on them never waits for a GPU.
-Read next: train/step.py (what is summed).
+Read next: watch.py (who died), train/step.py (what is summed).
 """
 
+import atexit
 import datetime
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-__all__ = ["World", "current_world"]
+from nanochat.common.errors import NanochatError, Stopped, TrainingError
+from nanochat.common.watch import Watch
+
+__all__ = ["Work", "World", "current_world"]
+
+Work = Any  # of torch.distributed, which has no public name for it: it has wait()
 
 TIMEOUT = datetime.timedelta(hours=12)  # the first rank may tokenize a large corpus meanwhile
+STORE_TIMEOUT = datetime.timedelta(seconds=20)
+# What collectives say when another rank, or the way to it, is gone.
+FROM_ELSEWHERE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,10 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Among those of this machine: which of its devices is ours."""
+    num_restarts: int = 0
+    """How often torchrun has started all ranks anew."""
+    watch: Watch | None = field(default=None, compare=False, repr=False)
+    """Who looks whether all ranks are alive; None where there is one."""
 
     @property
     def is_first(self) -> bool:
@@ -42,6 +57,35 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 torch_dist.all_reduce(tensor)
+
+    def start_sum_at(self, owner: int, tensor: Tensor) -> Work:
+        """Begin to add up all ranks' tensors at the owner; what the others have is lost.
+
+        The tensor is contiguous and is not touched before the returned work's `wait`.  On a GPU it
+        is the stream that waits, not the process.
+        """
+        return torch_dist.reduce(tensor, dst=owner, async_op=True)
+
+    def start_copy_from(self, owner: int, tensor: Tensor) -> Work:
+        """Begin to overwrite all ranks' tensors with the owner's; the rest as above."""
+        return torch_dist.broadcast(tensor, src=owner, async_op=True)
+
+    def texts(self, text: str) -> list[str]:
+        """What every rank said, by rank."""
+        if self.size == 1:
+            return [text]
+        said = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        longest = self.largest(said.numel())
+        padded = torch.zeros(longest + 8, dtype=torch.uint8)
+        padded[:8] = torch.tensor([said.numel()]).view(torch.uint8)
+        padded[8 : 8 + said.numel()] = said
+        all_said = [torch.empty_like(padded) for _ in range(self.size)]
+        torch_dist.all_gather(all_said, padded)
+        lengths = [int(each[:8].view(torch.int64)) for each in all_said]
+        return [
+            bytes(each[8 : 8 + length].tolist()).decode()
+            for each, length in zip(all_said, lengths, strict=True)
+        ]
 
     def total(self, number: int) -> int:
         """The sum of all ranks' numbers."""
@@ -62,6 +106,40 @@ class World:
     def wait(self) -> None:
         """Until all ranks are here."""
         self.total(0)
+
+    @contextmanager
+    def together(self, on_fault: Callable[[str], None] | None = None) -> Iterator[None]:
+        """What ends one rank in the block ends all: it says why to the others, and they say so.
+
+        `on_fault` is told before the process is ended from outside, where it waits for a dead rank.
+        Raises: TrainingError naming the rank and its last words, on those that failed because it
+                did; what was raised otherwise.
+        """
+        if self.watch is None:
+            yield
+            return
+        before, self.watch.on_fault = self.watch.on_fault, on_fault or self.watch.on_fault
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as error:
+            if _is_from_elsewhere(error) and (fault := self.watch.explain()):
+                raise TrainingError(fault) from error
+            self.watch.tell(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.watch.on_fault = before
+
+    def now_at(self, step: int) -> None:
+        """For a rank's last words: so many updates are done."""
+        if self.watch is not None:
+            self.watch.step = step
+
+    @property
+    def name(self) -> str:
+        """This rank, its machine and its process."""
+        return self.watch.name if self.watch is not None else f"rank {self.rank}"
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -86,4 +164,24 @@ def current_world() -> World:
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch_dist.init_process_group(backend, timeout=TIMEOUT)
-    return World(torch_dist.get_rank(), torch_dist.get_world_size(), local_rank)
+    rank, size = torch_dist.get_rank(), torch_dist.get_world_size()
+    num_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    watch = _start_watch(rank, size, num_restarts) if size > 1 else None
+    return World(rank, size, local_rank, num_restarts, watch)
+
+
+def _start_watch(rank: int, size: int, num_restarts: int) -> Watch:
+    """On a connection of its own: a collective's wait must not hold it up."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch_dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)  # type: ignore[attr-defined]
+    prefixed = torch_dist.PrefixStore(f"nanochat/{num_restarts}", store)  # type: ignore[attr-defined]
+    watch = Watch(prefixed, rank, size)
+    watch.start()
+    atexit.register(watch.leave)
+    return watch
+
+
+def _is_from_elsewhere(error: BaseException) -> bool:
+    """Whether a collective failed here because of what happened to another rank."""
+    is_plain = isinstance(error, RuntimeError) and not isinstance(error, NanochatError)
+    return is_plain and FROM_ELSEWHERE.search(f"{type(error).__name__}: {error}") is not None

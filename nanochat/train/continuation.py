@@ -14,6 +14,7 @@ from nanochat.batches.store import Store
 from nanochat.batches.stream import ConversationStream, validation_batches
 from nanochat.checkpoint.resolve import read, resolve, restore
 from nanochat.common.device import best_device, compute_dtype
+from nanochat.common.dist import current_world
 from nanochat.common.errors import ConfigError
 from nanochat.model.config import Generation, GPTConfig
 from nanochat.train.config import MidtrainConfig
@@ -79,6 +80,7 @@ def train_on_conversations(
         RECIPES[_generation(model.config)],
         lr_scale=plan.lr_scale,
         compute_dtype=compute_dtype(device, config.dtype),
+        world=current_world(),
     )
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)

@@ -5,7 +5,8 @@ Only the first rank writes; all ranks read.
 Read next: checkpoint/saver.py (writing in the background), progress.py (what is remembered).
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from nanochat.train.display import Display
 from nanochat.train.optim import Optimizer
 from nanochat.train.progress import Progress, to_plain
 
-__all__ = ["RunKeeper", "differences"]
+__all__ = ["RunKeeper", "check_alike", "differences"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,18 @@ class RunKeeper:
     display: Display
 
     def save(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """The run as it is now, copied; written in the background."""
+        """The run as it is now, copied; written in the background by the first rank.
+
+        What ranks share comes to it tensor by tensor: beside its copy there is room for one.
+        """
+        writes = self.world.is_first and self.saver.begins(progress.step)
+        if not self.world.largest(writes):
+            return
+        masters, moments = self.optimizer.masters(), self.optimizer.state()
         if not self.world.is_first:
+            for tensors in (masters, moments):
+                for _ in tensors.values():  # looking at them is what sends them
+                    pass
             return
         state = {
             **self.about,
@@ -54,9 +65,9 @@ class RunKeeper:
         }
         checkpoint = Checkpoint(
             config=self.model.config,
-            weights=self.optimizer.masters(),
+            weights=masters,
             tokenizer=self.tokenizer,
-            optimizer=self.optimizer.state(),
+            optimizer=moments,
             state=state,
         )
         self.saver.save(progress.step, checkpoint)
@@ -104,16 +115,42 @@ class RunKeeper:
         self.display.note(f"  {path.name} is passed over: {error}")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`name was 1, is 2` for everything that differs, nested names with dots; long digests cut."""
-    found = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} was {_short(old)}, is {_short(new)}")
-    return found
+    return [f"{name} was {_short(a)}, is {_short(b)}" for name, a, b in _differing(before, now)]
+
+
+def check_alike(world: World, facts: Mapping[str, Any]) -> None:
+    """Nothing, if all ranks have the same facts.
+
+    Raises: ConfigError on all ranks, naming those that differ from the first, and in what.
+    """
+    if world.size == 1:
+        return
+    first, *others = (json.loads(text) for text in world.texts(json.dumps(facts)))
+    told = []
+    for rank, theirs in enumerate(others, start=1):
+        differs = [
+            f"{name} is {_short(b)} instead of {_short(a)}"
+            for name, a, b in _differing(first, theirs)
+        ]
+        told += [f"on rank {rank} {', '.join(differs)}"] if differs else []
+    if told:
+        raise ConfigError(
+            f"the ranks do not agree: {'; '.join(told)} (rank 0 is what the others are compared "
+            "with): start all of them with the same command, files and versions"
+        )
+
+
+def _differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(one.keys() | other.keys()):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differing(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}", a, b
 
 
 def _short(value: object) -> str:

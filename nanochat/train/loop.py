@@ -41,6 +41,7 @@ from nanochat.train.stop import StopSignals
 
 __all__ = ["Keeper", "Stage", "Stream", "fit"]
 
+PACE_EVERY = 20  # steps between looks at which rank is slow
 MAX_SKIPS = 10  # updates thrown away in a row before training goes back
 
 
@@ -174,7 +175,7 @@ class _Loop:
     def run(self) -> None:
         self._write_rows()
         self._validate_what_was_saved()
-        with StopSignals() as signals:
+        with StopSignals() as signals, self.stage.world.together(self.stage.display.note):
             while self.progress.step < self.plan.num_steps:
                 with contextlib.closing(self._batches()) as batches:
                     for batch in batches:
@@ -206,6 +207,8 @@ class _Loop:
             return False
         self.pending = _Pending(step + 1, self.progress.batch_number(step), result, timing)
         self.progress = self.progress.advanced()
+        self.stage.world.now_at(self.progress.step)
+        self._report_pace()
         is_first = step == self.stage.progress.step  # a run that begins is heard of at once
         saves, validates = self.plan.saves_at(step + 1), self._validates_at(step + 1)
         if is_first or saves or validates:
@@ -306,6 +309,12 @@ class _Loop:
         self.plan = replace(self.plan, device_batch_rows=rows, reasons=reasons)
         self.stage.display.note(f"  out of memory: {rows} rows are computed at once from now on")
         self.stage.replanned(self.plan)
+
+    def _report_pace(self) -> None:
+        """Now and then: which rank do all others wait for?"""
+        if self.progress.step % PACE_EVERY == 0 and self.stage.world.size > 1:
+            if told := self.stepper.pace.report(self.stage.world):
+                self.stage.display.note(f"  step {self.progress.step}: {told}")
 
     def _stop_if_asked(self, signals: StopSignals) -> None:
         """Raises: Stopped on all ranks, if any got a signal."""

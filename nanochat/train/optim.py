@@ -2,142 +2,50 @@
 in: a model whose backward has run   out: its weights moved   who calls: loop.py
 
 The optimizer owns the float32 masters of all weights.  Matrices of one shape are slices of one
-stacked tensor,
-so that Muon works on them together and nothing is gathered or scattered.  When the model computes
-in a narrower
-dtype its weights are copies of the masters, written once a step; gradients are summed in float32
-as they appear.
+stacked tensor, so that Muon works on them together.  When the model computes in a narrower dtype
+its weights are copies of the masters, written once a step; gradients are summed in float32 as they
+appear.
+Several ranks share the work: each updates the pieces it owns, of which it alone has moments and
+masters, and gives them to the others (sharding.py).  One rank owns everything, and sends nothing.
 Source: karpathy/nanochat GPT.setup_optimizer and nanochat/optim.py at 2f09686 (V3), 6ed7d1d (V4),
         92d63d4 (V5).
-Read next: muon.py, schedule.py; tests/twins/optim.py (the slow truth).
+Read next: recipes.py (the numbers), muon.py, sharding.py; tests/twins/optim.py (the slow truth).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanochat.common.dist import World
 from nanochat.common.errors import CheckpointError
-from nanochat.model.config import Generation
 from nanochat.model.gpt import GPT
-from nanochat.train.muon import MuonRecipe, MuonStep, muon_update
+from nanochat.train.muon import MuonStep, muon_update
+from nanochat.train.recipes import (
+    ADAM_EPS,
+    RECIPES,
+    AdamRecipe,
+    OptimizerRecipe,
+    Rates,
+    Role,
+    rates_of,
+    role_of,
+)
+from nanochat.train.sharding import Gathered, Reducer, Span, cut, owners, place_in_backward
 
 __all__ = ["RECIPES", "AdamRecipe", "Optimizer", "OptimizerRecipe", "Rates", "Role", "role_of"]
 
-Role = Literal["head", "embedding", "value_embedding", "residual", "input", "smear", "matrix"]
-
-ADAM_EPS = 1e-10
-WIDTH_OF_RATES = (
-    768  # the width at which AdamW's rates were tuned; they scale with its inverse square root
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdamRecipe:
-    """AdamW's numbers for one role, before scaling."""
-
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float = 0.0
-    scales_with_width: bool = False
-    scales_with_batch: bool = True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerRecipe:
-    """The numbers of one generation, before any scaling to width or batch."""
-
-    adam: Mapping[Role, AdamRecipe]
-    muon: MuonRecipe = field(default_factory=MuonRecipe)
-
-
-def _v3_adam() -> dict[Role, AdamRecipe]:
-    return {
-        "head": AdamRecipe(lr=0.004, betas=(0.8, 0.95), scales_with_width=True),
-        "embedding": AdamRecipe(lr=0.3, betas=(0.8, 0.95), scales_with_width=True),
-        "value_embedding": AdamRecipe(lr=0.3, betas=(0.8, 0.95), scales_with_width=True),
-        "residual": AdamRecipe(lr=0.005, betas=(0.8, 0.95)),
-        "input": AdamRecipe(lr=0.5, betas=(0.96, 0.95)),
-    }
-
-
-def _v5_adam() -> dict[Role, AdamRecipe]:
-    return {
-        "head": AdamRecipe(lr=0.008, betas=(0.8, 0.96), weight_decay=0.01, scales_with_width=True),
-        "embedding": AdamRecipe(
-            lr=0.3, betas=(0.8, 0.995), weight_decay=0.001, scales_with_width=True
-        ),
-        "value_embedding": AdamRecipe(
-            lr=0.15, betas=(0.8, 0.995), weight_decay=0.01, scales_with_width=True
-        ),
-        "residual": AdamRecipe(lr=0.005, betas=(0.8, 0.95), weight_decay=0.05),
-        "input": AdamRecipe(lr=0.5, betas=(0.96, 0.95)),
-        "smear": AdamRecipe(lr=0.2, betas=(0.8, 0.95), scales_with_batch=False),
-    }
-
-
-_V3 = OptimizerRecipe(
-    adam=_v3_adam(),
-    muon=MuonRecipe(
-        weight_decay=0.2,
-        beta2=0.95,
-        slack=1.02,
-        equilibrate=False,
-        renormalize=False,
-        always_bfloat16=True,
-    ),
-)
-
-RECIPES: dict[Generation, OptimizerRecipe] = {
-    "v1": _V3,  # V1 and V2 had optimizers of their own; new models of theirs are trained as V3's
-    "v2": _V3,
-    "v3": _V3,
-    "v4": OptimizerRecipe(
-        adam=_v5_adam(), muon=MuonRecipe(equilibrate=False, renormalize=False, always_bfloat16=True)
-    ),
-    "v5": OptimizerRecipe(adam=_v5_adam()),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What the schedule says for this step."""
-
-    lr: float = 1.0
-    """Multiplies every learning rate."""
-    momentum: float = 0.95
-    """Muon's."""
-    weight_decay: float = 0.0
-    """Muon's; AdamW's are constant."""
-
-
-def role_of(name: str) -> Role:
-    """What part a weight plays, by its name in GPT."""
-    match name.split("."):
-        case ["head", _]:
-            return "head"
-        case ["embedding", _]:
-            return "embedding"
-        case ["value_embeddings", *_]:
-            return "value_embedding"
-        case ["residual_lambdas"]:
-            return "residual"
-        case ["input_lambdas"]:
-            return "input"
-        case ["smear_gate", _] | ["smear_lambda"] | ["backout_lambda"]:
-            return "smear"
-    assert name.startswith("blocks."), f"no role for {name}"
-    return "matrix"
+MOMENTS = ("first", "second")
 
 
 class Optimizer:
     """Moves a model's weights.
 
     `lr_scale` multiplies all rates that scale with the batch; the model's compute dtype is fixed
-    here: its
-    matrices and tables become copies in `compute_dtype` of the masters kept in their first dtype.
+    here: its matrices and tables become copies in `compute_dtype` of the masters kept in their
+    first dtype.  In a world of several ranks every method but the hooks is called by all of them.
     """
 
     def __init__(
@@ -147,55 +55,111 @@ class Optimizer:
         *,
         lr_scale: float = 1.0,
         compute_dtype: torch.dtype | None = None,
+        world: World | None = None,
     ) -> None:
-        self.recipe, self.lr_scale = recipe, lr_scale
+        self.recipe, self.lr_scale, self._world = recipe, lr_scale, world or World()
         self._parameters = dict(model.named_parameters())
-        self._masters: dict[str, Tensor] = {}
-        self._grads: dict[str, Tensor] = {}
         self._has_grad = dict.fromkeys(self._parameters, False)
-        self._width_scale = (model.config.model_dim / WIDTH_OF_RATES) ** -0.5
+        self._rates = rates_of(recipe, self._parameters, model.config.model_dim, lr_scale)
         compute_dtype = compute_dtype or model.embedding.weight.dtype
         # In float32 runs V3 and V4 round inside of muon_update.
         is_narrow = compute_dtype in (torch.bfloat16, torch.float16)
         self._muon_dtype = torch.bfloat16 if is_narrow else compute_dtype
-        self._muon = [_MuonGroup(names, self._parameters) for names in self._matrices_by_shape()]
-        for group in self._muon:
-            self._masters.update(group.weights_by_name())
-            self._grads.update(group.grads_by_name())
+        self._storages = [_Storage(names, self._parameters) for names in self._groups()]
+        self._grads = {n: grad for each in self._storages for n, grad in each.grads_by_name()}
+        self._pieces = self._cut()
+        for storage in self._storages:
+            storage.narrow(compute_dtype, is_shared=self._world.size > 1)
+        for storage in self._storages:
+            for name, weight in storage.weights_by_name():
+                self._parameters[name].data = weight
+        for piece in self._pieces:
+            piece.settle(self._world.rank)
+        for storage in self._storages:
+            storage.release()
+        self._segments: dict[str, list[tuple[_Piece, slice, int | slice]]] = {}
+        for piece in self._pieces:
+            for name, part, index in piece.segments():
+                self._segments.setdefault(name, []).append((piece, part, index))
+        self._own = [piece for piece in self._pieces if piece.owner == self._world.rank]
         self._adam = self._adamw()
-        self._publish_dtype(compute_dtype)
+        self.num_sent_in_backward = 0
+        """Sums that had begun when the last backward pass ended."""
+        self._num_updates = torch.zeros((), device=model.embedding.weight.device)
+        self._reducer = self._make_reducer(model.config.num_layers)
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._take_grad(name))
             for name, parameter in self._parameters.items()
         ]
 
-    def masters(self) -> dict[str, Tensor]:
-        """All weights in full precision, by name, in the model's order: what a checkpoint holds."""
-        return {name: self._masters[name].detach() for name in self._parameters}
+    # -------------------------------------------------------------------------------- weights
+
+    def masters(self) -> Mapping[str, Tensor]:
+        """All weights in full precision, by name, in the model's order: what a checkpoint holds.
+
+        Where ranks share narrowed weights this is a Gathered.
+        """
+        if self._world.size == 1 or not any(storage.is_narrow for storage in self._storages):
+            weights = {n: w for s in self._storages for n, w in s.masters_by_name()}
+            return {name: weights[name] for name in self._parameters}
+        return Gathered(list(self._parameters), lambda name: self._gather(name, "master"))
+
+    @torch.no_grad()
+    def load_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from these weights, which must be all of the model's, by name and shape."""
+        assert weights.keys() == self._parameters.keys(), "weights of another model"
+        for piece in self._pieces:
+            for name, part, index in piece.segments():
+                source = weights[name][part]
+                piece.weights[index].copy_(source)
+                if piece.master is not None:
+                    piece.master[index].copy_(source)
+
+    def digest(self) -> str:
+        """Of the weights that the model computes with: equal weights, equal digests, whatever the
+        device; it finds what differs by accident."""
+        words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        sums = [
+            storage.weights.view(words[storage.weights.element_size()]).sum(dtype=torch.int64)
+            for storage in self._storages
+        ]
+        return hashlib.sha256(str(torch.stack(sums).tolist()).encode()).hexdigest()
 
     @property
     def num_steps(self) -> int:
         """Updates applied; those that were not good do not count."""
-        steps = next((state["step"] for state in self._adam.state.values()), None)
-        return 0 if steps is None else int(steps)
+        return int(self._num_updates)
 
-    def load_masters(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from these weights, which must be all of the model's, by name and shape."""
-        assert weights.keys() == self._masters.keys(), "weights of another model"
-        for name, master in self._masters.items():
-            master.copy_(weights[name])
-        self._publish()
+    def rates_by_role(self) -> dict[Role, float]:
+        """Learning rates after scaling to width and batch, before the schedule."""
+        return dict(self._rates)
+
+    # ------------------------------------------------------------------------------ gradients
+
+    def expect_last_part(self) -> None:
+        """The next backward pass is the last before the update: what it finishes may be summed over
+        the ranks at once."""
+        self._reducer.expect()
 
     @torch.no_grad()
     def gradients(self) -> list[Tensor]:
-        """The gradients gathered since the last update, where they lie; zero where there were
-        none."""
+        """The gradients gathered since the last update, summed over the ranks, where they lie: all
+        of them, or those that this rank owns.  Zero where there were none."""
         for name, has_grad in self._has_grad.items():
             if not has_grad:
                 self._grads[name].zero_()
         self._has_grad = dict.fromkeys(self._parameters, True)
-        tables = [self._grads[name] for name in self._parameters if role_of(name) != "matrix"]
-        return [*tables, *(group.grads_MRC for group in self._muon)]
+        self.num_sent_in_backward = self._reducer.num_sent
+        self._reducer.finish()
+        return [piece.grads for piece in self._own]
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients gathered so far, also of a backward pass that did not end."""
+        self._has_grad = dict.fromkeys(self._parameters, False)
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    # --------------------------------------------------------------------------------- update
 
     @torch.no_grad()
     def step(self, rates: Rates, is_good: Tensor | None = None) -> None:
@@ -209,164 +173,216 @@ class Optimizer:
                 return self.discard_gradients()
             is_good = None
         self._adam_step(rates, is_good)
-        muon = MuonStep(
-            self.recipe.muon.lr * self.lr_scale * rates.lr, rates.momentum, rates.weight_decay
-        )
-        for matrices in self._muon:
-            assert all(self._has_grad[name] for name in matrices.names), (
-                "a matrix without a gradient"
-            )
-            muon_update(
-                matrices.weights_MRC,
-                matrices.grads_MRC,
-                matrices.momentum_MRC,
-                matrices.variance,
-                muon,
-                self.recipe.muon,
-                self._muon_dtype,
-                is_good,
-            )
+        works = [self._publish(piece) for piece in self._pieces if not piece.is_matrix]
+        muon = MuonStep(self._rates["matrix"] * rates.lr, rates.momentum, rates.weight_decay)
+        for piece in self._pieces:  # what is done travels while the next one is computed
+            if piece.is_matrix:
+                self._muon_step(piece, muon, is_good)
+                works.append(self._publish(piece))
+        self._num_updates += 1.0 if is_good is None else is_good
         self._has_grad = dict.fromkeys(self._parameters, False)
-        self._publish()
+        for work in works:
+            if work is not None:
+                work.wait()
 
     def _adam_step(self, rates: Rates, is_good: Tensor | None) -> None:
         for group in self._adam.param_groups:
             group["lr"] = group["initial_lr"] * rates.lr
-            for master in group["params"]:
-                name = group["names"][id(master)]
-                master.grad = self._grads[name] if self._has_grad[name] else None
+            for piece in group["pieces"]:
+                piece.master.grad = piece.grads if self._has_grad[piece.names[0]] else None
         # PyTorch's fused AdamW leaves everything as it is where found_inf is 1.
         self._adam.found_inf = None if is_good is None else (~is_good).float()  # type: ignore[attr-defined]
         self._adam.step()
 
-    def discard_gradients(self) -> None:
-        """Forget the gradients gathered so far, also of a backward pass that did not end."""
-        self._has_grad = dict.fromkeys(self._parameters, False)
-        for parameter in self._parameters.values():
-            parameter.grad = None
+    def _muon_step(self, piece: "_Piece", muon: MuonStep, is_good: Tensor | None) -> None:
+        if piece.master is None:
+            return
+        assert all(self._has_grad[name] for name in piece.names), "a matrix without a gradient"
+        assert piece.first is not None and piece.second is not None
+        muon_update(
+            piece.master,
+            piece.grads,
+            piece.first,
+            piece.second,
+            muon,
+            self.recipe.muon,
+            self._muon_dtype,
+            is_good,
+        )
 
-    def state(self) -> dict[str, Tensor]:
-        """Moments by weight name: `<name>/first`, `<name>/second`; Muon's and AdamW's alike."""
+    def _publish(self, piece: "_Piece") -> Any:
+        """From the owner's master to everybody's weights; what is to be waited for, or None."""
+        if piece.master is not None and piece.weights.dtype != piece.master.dtype:
+            piece.weights.copy_(piece.master)
+        if self._world.size == 1:
+            return None
+        return self._world.start_copy_from(piece.owner, piece.weights)
+
+    # -------------------------------------------------------------------------------- moments
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Moments by weight name: `<name>/first`, `<name>/second`; Muon's and AdamW's alike.
+
+        Where ranks share them this is a Gathered.
+        """
+        if self._world.size > 1:
+            has_moved = self.num_steps > 0  # AdamW has no moments before
+            names = [n for n in self._parameters if has_moved or role_of(n) == "matrix"]
+            keys = [f"{name}/{which}" for name in names for which in MOMENTS]
+            return Gathered(["num_steps", *keys], self._gather_state)
         state: dict[str, Tensor] = {"num_steps": torch.tensor(self.num_steps)}
-        for group in self._adam.param_groups:
-            for master in group["params"]:
-                moments = self._adam.state.get(master, {})
-                if moments:
-                    name = group["names"][id(master)]
-                    state[f"{name}/first"], state[f"{name}/second"] = (
-                        moments["exp_avg"],
-                        moments["exp_avg_sq"],
-                    )
-        for matrices in self._muon:
-            for index, name in enumerate(matrices.names):
-                state[f"{name}/first"], state[f"{name}/second"] = (
-                    matrices.momentum_MRC[index],
-                    matrices.variance[index],
-                )
+        for piece in self._own:
+            first, second = self._moments(piece)
+            if first is None or second is None:
+                continue
+            for name, _, index in piece.segments():
+                state[f"{name}/first"], state[f"{name}/second"] = first[index], second[index]
         return state
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned.
+        """Go on from what `state` returned, whatever the number of ranks was.
 
         Raises: CheckpointError naming moments that are missing or have another shape.
         """
-        wanted = {"num_steps"} | {
-            f"{name}/{which}" for name in self._parameters for which in ("first", "second")
-        }
+        wanted = {"num_steps"} | {f"{n}/{which}" for n in self._parameters for which in MOMENTS}
         if missing := sorted(wanted - set(state)):
             raise CheckpointError(
                 f"optimizer state lacks {len(missing)} moments, such as {missing[0]}"
             )
-        num_steps = float(state["num_steps"])
-        for group in self._adam.param_groups:
-            for master in group["params"]:
-                name = group["names"][id(master)]
-                self._adam.state[master] = {
-                    "step": torch.tensor(num_steps, device=master.device),
-                    "exp_avg": _moment(state, f"{name}/first", master),
-                    "exp_avg_sq": _moment(state, f"{name}/second", master),
+        for name, grads in self._grads.items():
+            for which in MOMENTS:
+                _check_shape(f"{name}/{which}", state, _moment_shape(name, which, grads.shape))
+        self._num_updates.fill_(float(state["num_steps"]))
+        for piece in self._own:
+            assert piece.master is not None
+            if not piece.is_matrix:
+                step = torch.tensor(float(state["num_steps"]), device=piece.master.device)
+                first, second = torch.empty_like(piece.master), torch.empty_like(piece.master)
+                self._adam.state[piece.master] = {
+                    "step": step,
+                    "exp_avg": first,
+                    "exp_avg_sq": second,
                 }
-        for matrices in self._muon:
-            for index, name in enumerate(matrices.names):
-                matrices.momentum_MRC[index] = _moment(
-                    state, f"{name}/first", matrices.momentum_MRC[index]
-                )
-                matrices.variance[index] = _moment(
-                    state, f"{name}/second", matrices.variance[index]
-                )
+            for moment, which in zip(self._moments(piece), MOMENTS, strict=True):
+                assert moment is not None
+                for name, part, index in piece.segments():
+                    moment[index].copy_(state[f"{name}/{which}"][part])
 
-    def rates_by_role(self) -> dict[Role, float]:
-        """Learning rates after scaling to width and batch, before the schedule."""
-        present = {role_of(name) for name in self._parameters}
-        rates: dict[Role, float] = {
-            role: self._adam_lr(role) for role in self.recipe.adam if role in present
-        }
-        rates["matrix"] = self.recipe.muon.lr * self.lr_scale
-        return rates
+    def state_bytes(self) -> int:
+        """What this rank holds of moments, and of masters beside the model's weights."""
+        tensors = [moment for piece in self._own for moment in self._moments(piece)]
+        tensors += [
+            piece.master
+            for piece in self._own
+            if piece.master is not None and piece.master.dtype != piece.weights.dtype
+        ]
+        return sum(each.numel() * each.element_size() for each in tensors if each is not None)
 
-    def _adam_lr(self, role: Role) -> float:
-        adam = self.recipe.adam[role]
-        lr = adam.lr * (self._width_scale if adam.scales_with_width else 1.0)
-        return lr * (self.lr_scale if adam.scales_with_batch else 1.0)
+    def _moments(self, piece: "_Piece") -> tuple[Tensor | None, Tensor | None]:
+        if piece.is_matrix or piece.master is None:
+            return piece.first, piece.second
+        moments = self._adam.state.get(piece.master, {})
+        return moments.get("exp_avg"), moments.get("exp_avg_sq")
 
-    def _matrices_by_shape(self) -> Iterable[list[str]]:
+    def _gather_state(self, key: str) -> Tensor:
+        if key == "num_steps":
+            return torch.tensor(self.num_steps)
+        name, which = key.rsplit("/", 1)
+        return self._gather(name, which)
+
+    @torch.no_grad()
+    def _gather(self, name: str, which: str) -> Tensor:
+        """One weight's master or moment, put together from the owners' pieces at every rank."""
+        like = self._grads[name]
+        whole = like.new_empty(_moment_shape(name, which, like.shape))
+        for piece, part, index in self._segments[name]:
+            target = whole[part]
+            if piece.master is not None:
+                first, second = self._moments(piece)
+                source = {"master": piece.master, "first": first, "second": second}[which]
+                assert source is not None, f"{name} has no {which} here"
+                target.copy_(source[index])
+            self._world.start_copy_from(piece.owner, target).wait()
+        return whole
+
+    # ----------------------------------------------------------------------------- who has what
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Weights that lie together: tables and scalars each alone, matrices by shape."""
         by_shape: dict[torch.Size, list[str]] = {}
         for name, parameter in self._parameters.items():
             if role_of(name) == "matrix":
                 by_shape.setdefault(parameter.shape, []).append(name)
-        return by_shape.values()
+            else:
+                yield [name]
+        yield from by_shape.values()
+
+    def _cut(self) -> list["_Piece"]:
+        """All pieces, each with its owner: matrices are dealt out first, because their updates
+        take time, then tables, which take memory alone."""
+        size, loads = self._world.size, [0] * self._world.size
+        found: list[_Piece] = []
+        for is_matrix, num_moments in ((True, 1), (False, 2)):
+            storages = [each for each in self._storages if each.is_matrix == is_matrix]
+            elements = sum(storage.grads.numel() for storage in storages)
+            pieces = [
+                _Piece(storage, span)
+                for storage in storages
+                for span in cut(len(storage.grads), storage.grads[0].numel(), size, elements)
+            ]
+            costs = [piece.grads.numel() * num_moments for piece in pieces]
+            for piece, owner in zip(pieces, owners(costs, loads), strict=True):
+                piece.owner = owner
+            found += pieces
+        order = {storage: index for index, storage in enumerate(self._storages)}
+        return sorted(found, key=lambda piece: (order[piece.storage], piece.span.start))
+
+    def _make_reducer(self, num_layers: int) -> Reducer:
+        if self._world.size == 1:
+            return Reducer([], self._world)
+
+        def when(piece: _Piece) -> int:
+            return max(place_in_backward(name, num_layers) for name in piece.names)
+
+        pieces = sorted(self._pieces, key=when)
+        return Reducer(
+            [(piece.grads, piece.owner, frozenset(piece.names)) for piece in pieces], self._world
+        )
 
     def _adamw(self) -> torch.optim.AdamW:
         groups = []
         for role, adam in self.recipe.adam.items():
-            names = [name for name in self._parameters if role_of(name) == role]
-            for name in names:
-                self._masters[name] = self._parameters[name].detach().clone()
-                self._grads[name] = torch.empty_like(self._masters[name])
-            if names:
+            pieces = [piece for piece in self._own if piece.role == role]
+            if pieces:
                 groups.append(
                     {
-                        "params": [self._masters[name] for name in names],
-                        "names": {id(self._masters[name]): name for name in names},
-                        "initial_lr": self._adam_lr(role),
-                        "lr": self._adam_lr(role),
+                        "params": [piece.master for piece in pieces],
+                        "pieces": pieces,
+                        "initial_lr": self._rates[role],
+                        "lr": self._rates[role],
                         "betas": adam.betas,
                         "weight_decay": adam.weight_decay,
                     }
                 )
+        # A rank may own no table; PyTorch wants a weight all the same.
+        groups = groups or [{"params": [torch.zeros(0)], "pieces": [], "initial_lr": 0.0}]
         return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
 
-    def _publish_dtype(self, compute_dtype: torch.dtype) -> None:
-        """Matrices and tables of the model take the compute dtype; where that is the masters',
-        they share memory."""
-        for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            is_scalar = role_of(name) in ("residual", "input", "smear")
-            parameter.data = (
-                master if is_scalar or master.dtype == compute_dtype else master.to(compute_dtype)
-            )
-        self._copies = [
-            (parameter.data, self._masters[name])
-            for name, parameter in self._parameters.items()
-            if parameter.dtype != self._masters[name].dtype
-        ]
-
-    def _publish(self) -> None:
-        if self._copies:
-            copies, masters = zip(*self._copies, strict=True)
-            torch._foreach_copy_(list(copies), list(masters))
-
     def _take_grad(self, name: str):  # type: ignore[no-untyped-def]
+        grads, came = self._grads[name], self._reducer.came
+
         def take(parameter: Tensor) -> None:
             """The first micro-step's gradient replaces the sum, later ones are added, in the
             masters' dtype."""
             assert parameter.grad is not None
             if self._has_grad[name]:
-                self._grads[name].add_(parameter.grad)
+                grads.add_(parameter.grad)
             else:
-                self._grads[name].copy_(parameter.grad)
+                grads.copy_(parameter.grad)
                 self._has_grad[name] = True
             parameter.grad = None
+            came(name)
 
         return take
 
@@ -376,29 +392,96 @@ def _is_here(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-class _MuonGroup:
-    """Matrices of one shape, stacked: weights, gradients and moments."""
+class _Storage:
+    """Weights that lie together, with their gradients: one table, or matrices of one shape
+    stacked."""
 
     def __init__(self, names: list[str], parameters: Mapping[str, Tensor]) -> None:
-        self.names = names
-        self.weights_MRC = torch.stack([parameters[name].detach() for name in names])
-        self.grads_MRC = torch.empty_like(self.weights_MRC)
-        self.momentum_MRC = torch.zeros_like(self.weights_MRC)
-        _, rows, columns = self.weights_MRC.shape
-        shape = (len(names), rows, 1) if rows >= columns else (len(names), 1, columns)
-        self.variance = self.weights_MRC.new_zeros(shape)
+        self.names, self.role = names, role_of(names[0])
+        self.is_matrix = self.role == "matrix"
+        first = [parameters[name].detach() for name in names]
+        self.masters = torch.stack(first) if self.is_matrix else first[0].clone()
+        """Of all units; once narrowed only the owners keep theirs."""
+        self.weights = self.masters
+        """What the model computes with."""
+        self.grads = torch.empty_like(self.masters)
 
-    def weights_by_name(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.weights_MRC.unbind(), strict=True))
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the model computes with copies."""
+        return self.weights.dtype != self.grads.dtype
 
-    def grads_by_name(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.grads_MRC.unbind(), strict=True))
+    def narrow(self, dtype: torch.dtype, *, is_shared: bool) -> None:
+        """Matrices and tables are computed with in this dtype; scalars stay as they are."""
+        if self.role not in ("residual", "input", "smear"):
+            self.weights = self.masters.to(dtype)  # itself where that is its dtype
+        self.is_given_up = self.is_narrow and is_shared
+
+    def release(self) -> None:
+        """Let go of all masters, where their owners have copies."""
+        if self.is_given_up:
+            self.masters = self.masters[:0].clone()
+
+    def grads_by_name(self) -> Iterator[tuple[str, Tensor]]:
+        return self._by_name(self.grads)
+
+    def weights_by_name(self) -> Iterator[tuple[str, Tensor]]:
+        return self._by_name(self.weights)
+
+    def masters_by_name(self) -> Iterator[tuple[str, Tensor]]:
+        return self._by_name(self.masters)
+
+    def _by_name(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        parts = tensor.unbind() if self.is_matrix else [tensor]
+        return zip(self.names, parts, strict=True)
 
 
-def _moment(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
-    value = state[key]
-    if value.shape != like.shape:
-        raise CheckpointError(
-            f"optimizer state {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}"
-        )
-    return value.to(device=like.device, dtype=like.dtype).clone()
+class _Piece:
+    """Some units of a storage: what is summed, updated and given away at once."""
+
+    def __init__(self, storage: _Storage, span: Span) -> None:
+        self.storage, self.span, self.owner = storage, span, 0
+        self.role, self.is_matrix = storage.role, storage.is_matrix
+        units = slice(span.start, span.stop)
+        self.names = storage.names[units] if self.is_matrix else storage.names
+        self.grads = storage.grads[units]
+        self.weights = storage.weights[units]
+        self.master: Tensor | None = None
+        """The owner's alone."""
+        self.first: Tensor | None = None
+        self.second: Tensor | None = None
+
+    def settle(self, rank: int) -> None:
+        """Take what an owner has, once owners and dtypes are known."""
+        units = slice(self.span.start, self.span.stop)
+        self.weights = self.storage.weights[units]
+        if self.owner != rank:
+            return
+        masters = self.storage.masters
+        self.master = masters[units].clone() if self.storage.is_given_up else masters[units]
+        if self.is_matrix:
+            num, rows, columns = self.master.shape
+            self.first = torch.zeros_like(self.master)
+            shape = (num, rows, 1) if rows >= columns else (num, 1, columns)
+            self.second = self.master.new_zeros(shape)
+
+    def segments(self) -> Iterator[tuple[str, slice, int | slice]]:
+        """Name, which of its rows, and where these are in a tensor laid out as the piece."""
+        if not self.is_matrix:
+            yield self.names[0], slice(self.span.start, self.span.stop), slice(None)
+            return
+        for index, name in enumerate(self.names):
+            yield name, slice(None), index
+
+
+def _moment_shape(name: str, which: str, shape: torch.Size) -> tuple[int, ...]:
+    """A moment is as large as its weight, but of Muon's second there is one a row, or a column."""
+    if which != "second" or role_of(name) != "matrix":
+        return tuple(shape)
+    rows, columns = shape
+    return (rows, 1) if rows >= columns else (1, columns)
+
+
+def _check_shape(key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
+    if (shape := tuple(state[key].shape)) != expected:
+        raise CheckpointError(f"optimizer state {key} has shape {shape}, expected {expected}")

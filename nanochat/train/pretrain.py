@@ -10,6 +10,7 @@ import torch
 from nanochat.batches.store import Store
 from nanochat.batches.stream import PackedStream, validation_batches
 from nanochat.common.device import best_device, compute_dtype
+from nanochat.common.dist import current_world
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.init import initialize
@@ -65,6 +66,7 @@ def pretrain(
         RECIPES[config.generation],
         lr_scale=plan.lr_scale,
         compute_dtype=compute_dtype(device, config.dtype),
+        world=current_world(),
     )
 
     def validate() -> float:

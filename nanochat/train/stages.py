@@ -36,7 +36,7 @@ from nanochat.train.config import StageConfig
 from nanochat.train.display import Display
 from nanochat.train.estimate import estimate_lines
 from nanochat.train.examine import examiner
-from nanochat.train.keeper import RunKeeper
+from nanochat.train.keeper import RunKeeper, check_alike
 from nanochat.train.loop import Stage, Stream, fit
 from nanochat.train.optim import Optimizer
 from nanochat.train.plan import Hardware, Plan
@@ -101,12 +101,14 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
     Raises: ConfigError if it has been finished, and neither --overwrite nor --resume was given.
     """
     directory = run_directory(config.home, run) / stage
-    with current_world().first_alone():
-        if config.overwrite and current_world().is_first:
+    world = current_world()
+    with world.first_alone():
+        # torchrun starts the same command again after a failure: what it wrote is gone on with.
+        if config.overwrite and world.is_first and not world.num_restarts:
             for later in STAGES[STAGES.index(stage) :]:
                 shutil.rmtree(directory.with_name(later), ignore_errors=True)
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if not config.resume and is_finished(directory):
+    if not config.resume and not world.num_restarts and is_finished(directory):
         raise ConfigError(
             f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
         )
@@ -114,11 +116,14 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
 
 
 def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finished:
-    """Train and save, from where an earlier part of the run has come to; log.txt is added to."""
+    """Train and save, from where an earlier part of the run has come to.
+
+    log.txt is added to by the first rank, log.rank1.txt by the next, and so on.
+    """
     directory = open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
-    if not current_world().is_first:
-        return _train(config, work, directory, display)
-    with display.logging_to(directory / "log.txt"):
+    world = current_world()
+    log = "log.txt" if world.is_first else f"log.rank{world.rank}.txt"
+    with display.logging_to(directory / log), world.together(display.note):
         return _train(config, work, directory, display)
 
 
@@ -142,6 +147,8 @@ def _train(config: StageConfig, work: StageWork, directory: Path, display: Displ
         display=display,
     )
     progress = keeper.resume(allow_changed=config.allow_changed)
+    if world.size > 1:
+        check_alike(world, _facts(config, work, progress))
     _tell(config, work, directory, progress, display)
     metrics = fit(
         Stage(
@@ -162,6 +169,7 @@ def _train(config: StageConfig, work: StageWork, directory: Path, display: Displ
             replanned=lambda plan: _write_plan(directory, plan),
         )
     )
+    world.wait()  # until the first rank has saved
     return Finished(
         run=work.run,
         stage=work.name,
@@ -180,7 +188,10 @@ def _tell(
     display: Display,
 ) -> None:
     """What is about to happen, on the screen and in config.json and plan.json."""
-    if current_world().is_first:
+    world = current_world()
+    if world.size > 1:
+        display.note(f"  {world.name} of {world.size}, start {world.num_restarts + 1}")
+    if world.is_first:
         write_json_atomically(directory / "config.json", _provenance(config, work))
         _write_plan(directory, work.plan)
     _show(work.plan.lines(), display)
@@ -230,6 +241,22 @@ def _identity(config: StageConfig, work: StageWork) -> dict[str, object]:
     }
     plain: dict[str, object] = json.loads(json.dumps(identity))  # as it comes back from state.json
     return plain
+
+
+def _facts(config: StageConfig, work: StageWork, progress: Progress | None) -> dict[str, object]:
+    """What must be the same on all ranks: they would train different models, or wait for each other
+    in different places."""
+    settings = to_json_dict(config)
+    for name in ("home", "device"):  # may lie elsewhere on another machine
+        settings.pop(name, None)
+    return {
+        **_identity(config, work),
+        "settings": settings,
+        "resumes after step": progress.step if progress else 0,
+        "first weights": work.optimizer.digest(),
+        "nanochat": nanochat.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def _provenance(config: StageConfig, work: StageWork) -> dict[str, object]:

@@ -19,6 +19,7 @@ from nanochat.common.dist import World
 from nanochat.common.errors import TrainingError
 from nanochat.model.gpt import GPT
 from nanochat.train.optim import Optimizer, Rates
+from nanochat.train.pace import Pace
 
 __all__ = ["LossFunction", "StepResult", "Stepper"]
 
@@ -58,6 +59,8 @@ class Stepper:
         self._model, self._optimizer, self._compute = model, optimizer, compute
         self._multiple = MICRO_BATCH_MULTIPLE if is_padded else None
         self._world = world or World()
+        self.pace = Pace(model.embedding.weight.device)
+        """How long this rank's own part takes."""
         weight = model.embedding.weight
         self._device = weight.device
         self._nothing = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -68,38 +71,46 @@ class Stepper:
         Raises: TrainingError when memory does not suffice for a single row.
         """
         num_targets = self._world.total(batch.num_targets)
-        loss = self._loss(batch, num_targets)
         if num_targets == 0:
+            loss = self._nothing.clone()
             return StepResult(loss, torch.zeros_like(loss), torch.ones_like(loss).bool(), 0)
-        gradients = self._optimizer.gradients()
-        self._world.sum_([*gradients, loss])
-        norms = torch._foreach_norm(gradients)
-        grad_norm = torch.linalg.vector_norm(torch.stack([norm.to(loss.dtype) for norm in norms]))
+        loss, gradients = self._loss_and_gradients(batch, num_targets)
+        norms = [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
+        grad_norm = torch.linalg.vector_norm(torch.stack(norms or [torch.zeros_like(loss)]))
+        if self._world.size > 1:  # every rank knows a share of the loss, and some gradients' sums
+            both = torch.stack([loss, grad_norm.square()])
+            self._world.sum_([both])
+            loss, grad_norm = both[0], both[1].sqrt()
         is_good = torch.isfinite(loss) & torch.isfinite(grad_norm)
         self._optimizer.step(rates, is_good)
         return StepResult(loss, grad_norm, is_good, num_targets)
 
-    def _loss(self, batch: Batch, num_targets: int) -> Tensor:
-        """This rank's share of the mean loss, its gradients gathered, in as many parts as fit."""
+    def _loss_and_gradients(self, batch: Batch, num_targets: int) -> tuple[Tensor, list[Tensor]]:
+        """This rank's share of the mean loss, computed in as many parts as fit, and the gradients
+        that it owns, summed over the ranks."""
         while True:
             failure: BaseException | None = None
             loss = self._nothing
             try:
-                loss = self._loss_in_parts(batch, num_targets)
+                with self.pace.own_part():
+                    loss = self._loss_in_parts(batch, num_targets)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 failure = error
+            gradients = self._optimizer.gradients()  # sums that others wait for are carried out
             # One rank without memory is enough: all take the same, smaller parts.
             if not self._world.largest(failure is not None):
-                return loss
+                return loss, gradients
             self._halve(batch, failure)
 
     def _loss_in_parts(self, batch: Batch, num_targets: int) -> Tensor:
         losses = []
-        for part in micro_batches(batch, self.device_rows, self._multiple):
-            if part.num_targets == 0:
-                continue
+        parts = micro_batches(batch, self.device_rows, self._multiple)
+        trained = [part for part in parts if part.num_targets > 0]
+        for index, part in enumerate(trained):
+            if index == len(trained) - 1:
+                self._optimizer.expect_last_part()
             part = Batch(
                 part.inputs_BT.to(self._device, non_blocking=True),
                 part.targets_BT.to(self._device, non_blocking=True),

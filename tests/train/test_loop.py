@@ -72,13 +72,20 @@ def plan_of(num_steps: int, **changes: Any) -> Plan:
 def stage_of(num_steps: int = 3, seed: int = 0, **changes: Any) -> Stage:
     """A tiny model that is to learn to count; `changes` are fields of the stage or of its plan."""
     dtype = changes.pop("dtype", torch.float32)
+    compute_dtype = changes.pop("compute_dtype", None)
     plan_fields = {field.name for field in dataclasses.fields(Plan)}
     plan = plan_of(num_steps, **{k: v for k, v in changes.items() if k in plan_fields})
     model = random_gpt(tiny_config(3), seed=seed, dtype=dtype)
     values: dict[str, Any] = {
         "name": "test",
         "model": model,
-        "optimizer": Optimizer(model, RECIPES["v5"], lr_scale=plan.lr_scale),
+        "optimizer": Optimizer(
+            model,
+            RECIPES["v5"],
+            lr_scale=plan.lr_scale,
+            compute_dtype=compute_dtype,
+            world=changes.get("world"),
+        ),
         "stream": Counting(seed),
         "plan": plan,
     }
