@@ -5,7 +5,6 @@ who calls: cli/demo.py (which fits a run into minutes)
 Read next: plan.py.
 """
 
-import statistics
 import time
 
 import torch
@@ -20,13 +19,14 @@ from nanochat.train.optim import RECIPES, Optimizer, Rates
 
 __all__ = ["tokens_per_s"]
 
-NUM_STEPS = 5
+NUM_STEPS = 8
 
 
 def tokens_per_s(config: GPTConfig, batch_tokens: int, device_rows: int) -> float:
     """Trained tokens per second, an optimizer step for every `batch_tokens` included.
 
-    Medians of NUM_STEPS, uncompiled; about a second for the demo's model on two cores.
+    The shortest of NUM_STEPS, uncompiled: whatever else the machine does only takes longer.  Some
+    two seconds for the demo's model on two cores.
     """
     keep_freed_memory()
     device = best_device()
@@ -48,5 +48,5 @@ def tokens_per_s(config: GPTConfig, batch_tokens: int, device_rows: int) -> floa
         compute_s.append(middle_s - start_s)
         update_s.append(time.perf_counter() - middle_s)
     num_parts = max(1, batch_tokens // (device_rows * config.context_len))
-    step_s = num_parts * statistics.median(compute_s[1:]) + statistics.median(update_s[1:])
+    step_s = num_parts * min(compute_s[1:]) + min(update_s[1:])
     return num_parts * device_rows * config.context_len / step_s
