@@ -107,7 +107,8 @@ class Watch:
     def _listen(self, beat: str) -> None:
         if beat != self._last_beat:
             self._last_beat, self._heard_s = beat, time.monotonic()
-        count, name, step = beat.split("|")
+        count, name, said = beat.split("|")
+        step = max(int(said), self.step)  # all go in step, and the last beat may be a second old
         silent_s = time.monotonic() - self._heard_s
         if silent_s < self._silence_s:
             return

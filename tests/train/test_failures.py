@@ -1,0 +1,303 @@
+"""A rank that dies, lags or differs: all ranks say which one, and a restarted job goes on."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+
+from nanochat.common import watch as watch_module
+from nanochat.common.dist import World, current_world
+from nanochat.common.errors import ConfigError, TrainingError
+from nanochat.common.watch import Watch
+from nanochat.train import loop
+from nanochat.train.keeper import check_alike
+from nanochat.train.loop import fit
+from nanochat.train.loss import loss_sum
+from tests.train.test_loop import Recorder, stage_of
+from tests.train.test_world import Rows
+
+Report = tuple[str, list[str]]
+
+# ------------------------------------------------------------------------------------ the watch
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "BEAT_S", 0.02)
+    monkeypatch.setattr(watch_module, "SILENCE_S", 30.0)
+    monkeypatch.setattr(watch_module, "SILENCE_AFTER_ERROR_S", 0.3)
+    monkeypatch.setattr(watch_module, "GRACE_S", 0.1)
+
+
+def ring(size: int) -> list[Watch]:
+    store = torch_dist.HashStore()
+    watches = [Watch(store, rank, size) for rank in range(size)]
+    for each in watches:
+        each.start()
+    return watches
+
+
+@pytest.mark.req("FR-016")
+def test_last_words_reach_all(quick: None) -> None:
+    first, second, third = ring(3)
+    second.step = 7
+    second.tell("ValueError: no more")
+    third.tell("RuntimeError: what came of it")
+    for each in (first, second, third):
+        fault = each.explain()
+        assert fault is not None and fault.startswith(f"{second.name} ended after step 7: ValueErr")
+    assert f"process {os.getpid()}" in second.name and second.name.startswith("rank 1 (")
+
+
+@pytest.mark.req("FR-016")
+def test_who_goes_silent_is_missed(quick: None) -> None:
+    first, second, third = ring(3)
+    second.step = 4
+    time.sleep(0.1)
+    second._has_left.set()  # as when its process is killed
+    fault = first.explain()
+    assert fault is not None and "after step 4: it was killed, or its machine is gone" in fault
+    assert fault.startswith("rank 1 (") and third.explain() == fault
+
+
+@pytest.mark.req("FR-016")
+def test_who_leaves_in_order_is_missed_only_where_a_collective_failed(quick: None) -> None:
+    first, second = ring(2)
+    second.leave()
+    second.leave()
+    time.sleep(0.1)
+    assert not first._has_left.is_set()
+    fault = first.explain()
+    assert fault is not None and fault.endswith("left after step 0, before the others")
+    alone, other = ring(2)
+    assert alone.explain() is None  # all are well: the error is one's own
+    other.leave()
+
+
+@pytest.mark.req("FR-016")
+def test_a_process_that_waits_for_the_dead_is_ended(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    first, second = ring(2)
+    told: list[str] = []
+    first.on_fault = told.append
+    second.tell("RuntimeError: gone")
+    second.leave()
+    first._thread.join(5)
+    assert ended == [1] and "gone" in told[0]
+
+
+# ------------------------------------------------------------------------------------ processes
+
+
+def in_ranks(size: int, task: str, folder: Path) -> list[tuple[int | None, Any]]:
+    """Exit code and what was written of each of so many ranks, of which some may die."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=_rank, args=(rank, size, port, task, folder)) for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    files = [folder / f"{task}_{rank}.json" for rank in range(size)]
+    said = [json.loads(file.read_text()) if file.exists() else None for file in files]
+    return [(process.exitcode, each) for process, each in zip(ranks, said, strict=True)]
+
+
+def _rank(rank: int, size: int, port: int, task: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    current_world.cache_clear()
+    said = TASKS[task](current_world())
+    (folder / f"{task}_{rank}.json").write_text(json.dumps(said))
+    os._exit(0)  # as the end of a job: nobody waits for the others
+
+
+def _train(world: World, trouble: Callable[[int], None], num_steps: int = 30) -> Report:
+    """How the training ended, and what was noted, where a rank has trouble at a step."""
+    display = Recorder()
+    stage = stage_of(num_steps=num_steps, display=display, stream=Rows(), world=world)
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        trouble(stage.optimizer.num_steps)
+        return loss_sum(model, batch)
+
+    loop.loss_sum = loss  # type: ignore[assignment]
+    try:
+        fit(stage)
+    except (TrainingError, ValueError) as error:
+        return f"{type(error).__name__}: {error}", [str(line) for line in display.told]
+    return "finished", [str(line) for line in display.told]
+
+
+def _raise(world: World) -> Report:
+    def trouble(step: int) -> None:
+        if world.rank == 1 and step == 3:
+            raise ValueError("a batch that cannot be")
+
+    return _train(world, trouble)
+
+
+def _die(world: World) -> Report:
+    def trouble(step: int) -> None:
+        if world.rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _train(world, trouble)
+
+
+def _lag(world: World) -> Report:
+    def trouble(step: int) -> None:
+        if world.rank == 1:
+            time.sleep(0.05)
+
+    return _train(world, trouble, num_steps=20)
+
+
+def _differ(world: World) -> str:
+    facts = {"plan": {"num_steps": 5}, "data": f"{world.rank:02}" * 32, "torch": "2"}
+    try:
+        check_alike(world, facts)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+TASKS: dict[str, Callable[[World], Any]] = {
+    "raise": _raise,
+    "die": _die,
+    "lag": _lag,
+    "differ": _differ,
+}
+
+
+@pytest.mark.req("FR-016")
+def test_an_error_on_one_rank_is_read_on_all(tmp_path: Path) -> None:
+    (code, first), (_, second) = in_ranks(2, "raise", tmp_path)
+    assert code == 0 and second[0] == "ValueError: a batch that cannot be"
+    assert re.fullmatch(
+        r"TrainingError: rank 1 \(.+, process \d+\) ended after step 3: ValueError: a batch that "
+        "cannot be",
+        first[0],
+    )
+
+
+@pytest.mark.req("FR-016", "EC-5")
+def test_a_killed_rank_is_named_within_a_minute(tmp_path: Path) -> None:
+    start_s = time.monotonic()
+    (_, first), (code, second) = in_ranks(2, "die", tmp_path)
+    assert code == -signal.SIGKILL and second is None
+    assert re.match(r"TrainingError: rank 1 \(.+, process \d+\) has been silent for", first[0])
+    assert "after step 3: it was killed" in first[0]
+    assert time.monotonic() - start_s < 60
+
+
+@pytest.mark.req("FR-016")
+def test_a_slow_rank_is_named(tmp_path: Path) -> None:
+    for _, (end, noted) in in_ranks(2, "lag", tmp_path):
+        assert end == "finished"
+        told = [line for line in noted if "is slow" in line]
+        assert len(told) == 1 and told[0].startswith("  step 20: rank 1 (")
+        assert re.search(r"0\.\d+ s a step for its own part, [\d.]+ times the others' 0\.", told[0])
+
+
+@pytest.mark.req("FR-016")
+def test_ranks_that_differ_are_found(tmp_path: Path) -> None:
+    for _, said in in_ranks(2, "differ", tmp_path):
+        assert "on rank 1 data is 010101010101... instead of 000000000000... (rank 0" in said
+        assert "num_steps" not in said
+    check_alike(World(), {})
+
+
+# ------------------------------------------------------------------------------------- torchrun
+
+
+def command(home: Path, *more: str) -> list[str]:
+    return [
+        *("pretrain", "--home", str(home), "--run", "tiny", "--world-chars", "20000"),
+        *("--vocab-size", "300", "--depth", "2", "--context-len", "64", "--head-dim", "16"),
+        *("--aspect-ratio", "16", "--num-steps", "40", "--batch-tokens", "256", "--device", "cpu"),
+        *("--dtype", "float32", "--compile", "off", "--save-every", "10", "--eval-every", "20"),
+        *("--eval-tokens", "256", *more),
+    ]
+
+
+def losses_of(stage: Path) -> list[float]:
+    lines = (stage / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def _pretrain(world: World) -> int:
+    from nanochat.cli.main import main
+
+    return main(command(Path(os.environ["UNDISTURBED"])))
+
+
+TASKS["pretrain"] = _pretrain
+
+
+@pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
+def test_torchrun_restarts_after_a_rank_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two ranks is killed in the middle of a step after step 12; the job goes on from
+    its last checkpoint by itself, and ends with the losses of one that nobody disturbed."""
+    monkeypatch.setenv("UNDISTURBED", str(tmp_path / "undisturbed"))
+    assert [code for code, _ in in_ranks(2, "pretrain", tmp_path)] == [0, 0]
+    stage = tmp_path / "disturbed" / "runs" / "tiny" / "pretrain"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    # Without -- torchrun takes our --run for an abbreviation of one of its own flags.
+    launcher += ["--max-restarts", "1", "--standalone", "-m", "--", "nanochat"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            [*launcher, *command(tmp_path / "disturbed", "--overwrite")],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            kill_second_rank_after(stage, 12, process)
+            assert process.wait(90) == 0, (tmp_path / "output").read_text()
+        finally:
+            process.kill()
+    expected = losses_of(tmp_path / "undisturbed" / "runs" / "tiny" / "pretrain")
+    assert len(expected) == 40
+    assert losses_of(stage) == pytest.approx(expected, rel=1e-5)
+    log, second_log = ((stage / name).read_text() for name in ("log.txt", "log.rank1.txt"))
+    assert re.search("going on after step [123]0 of 40", log)
+    assert "start 2" in log and "start 2" in second_log
+    assert re.search(r"TrainingError: rank 1 \(.+\) has been silent for .* killed", log)
+
+
+def kill_second_rank_after(stage: Path, step: int, job: "subprocess.Popen[Any]") -> None:
+    metrics, log = stage / "metrics.jsonl", stage / "log.rank1.txt"
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s and job.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+            match = re.search(r"rank 1 \(.*, process (\d+)\)", log.read_text())
+            assert match is not None
+            os.kill(int(match[1]), signal.SIGKILL)
+            return
+        time.sleep(0.005)
+    raise AssertionError("the job did not come to the step in time")
