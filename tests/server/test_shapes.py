@@ -9,6 +9,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 from nanochat.common.errors import EngineError, Overloaded
+from nanochat.server.errors import ErrorBody, ErrorMembers
+from nanochat.server.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Detokenized,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    Tokenized,
+)
 from tests.server.conftest import ask
 from tests.server.fakes import FakeEngine
 from tests.server.shapes import check_shape, frames_of
@@ -171,6 +181,28 @@ def test_errors_are_small(client: TestClient, body: dict[str, Any]) -> None:
     assert response.status_code in (400, 404)
     assert len(response.content) < 1000
     check_shape("ErrorResponse", response.json())
+
+
+def test_our_types_say_the_same(client: TestClient) -> None:
+    """The types in the OpenAPI document describe what is sent."""
+    said = {**ask(), "logprobs": True, "top_logprobs": 1}
+    ChatCompletion.model_validate(client.post(CHAT, json=said).json(), strict=True)
+    for frame in frames_of(client.post(CHAT, json=said | {"stream": True}).text):
+        ChatCompletionChunk.model_validate(frame, strict=True)
+    text = {"model": "tiny", "prompt": [1, 2], "logprobs": 1, "echo": True}
+    TextCompletion.model_validate(client.post(COMPLETIONS, json=text).json(), strict=True)
+    ModelList.model_validate(client.get("/v1/models").json(), strict=True)
+    ModelCard.model_validate(client.get("/v1/models/tiny").json(), strict=True)
+    Tokenized.model_validate(client.post("/tokenize", json={"prompt": "a"}).json(), strict=True)
+    Detokenized.model_validate(client.post("/detokenize", json={"tokens": [1]}).json())
+    error = ErrorBody.model_validate(client.get("/nowhere").json(), strict=True).error
+    assert error == ErrorMembers(
+        message="Invalid URL (GET /nowhere)", type="invalid_request_error", param=None,
+        code="unknown_url",
+    )  # fmt: skip
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert {"ChatCompletionChunk", "ErrorBody", "ErrorMembers"} <= set(schemas)
+    assert schemas["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
 
 
 def test_what_is_wrong_is_found() -> None:
