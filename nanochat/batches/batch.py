@@ -46,9 +46,13 @@ def micro_batches(batch: Batch, num_rows: int, multiple: int | None = None) -> I
     """The batch in parts of `num_rows` rows (the last may be smaller), for gradient accumulation.
 
     With `multiple`, columns at the end in which nothing is trained are cut off, down to a multiple
-    of it: nothing trained is lost, because a position never depends on what follows it.
+    of it: nothing trained is lost, because a position never depends on what follows it.  The
+    longest rows come first, so that short ones are not padded to the length of a long one.
     """
     assert num_rows > 0, f"num_rows is {num_rows}"
+    if multiple:
+        order = _trained_lengths(batch.targets_BT).argsort(descending=True, stable=True)
+        batch = Batch(batch.inputs_BT[order], batch.targets_BT[order])
     for start in range(0, batch.inputs_BT.shape[0], num_rows):
         inputs_BT = batch.inputs_BT[start : start + num_rows]
         targets_BT = batch.targets_BT[start : start + num_rows]
@@ -56,7 +60,12 @@ def micro_batches(batch: Batch, num_rows: int, multiple: int | None = None) -> I
         yield Batch(inputs_BT[:, :width].contiguous(), targets_BT[:, :width].contiguous())
 
 
+def _trained_lengths(targets_BT: Tensor) -> Tensor:
+    """For every row the position after its last target, 0 without any."""
+    positions_T = torch.arange(1, targets_BT.shape[1] + 1, device=targets_BT.device)
+    return torch.where(targets_BT != IGNORE, positions_T, 0).amax(dim=1)
+
+
 def _trained_width(targets_BT: Tensor, multiple: int) -> int:
-    columns = (targets_BT != IGNORE).any(dim=0).nonzero()
-    width = int(columns[-1]) + 1 if len(columns) else 1
+    width = max(1, int(_trained_lengths(targets_BT).max()))
     return min(-(-width // multiple) * multiple, targets_BT.shape[1])

@@ -54,7 +54,7 @@ STAGE_TITLES = {"pretrain": "Pretraining", "midtrain": "Mid-training", "sft": "F
 WORLD_CHARS = 8_000_000
 EVAL_TOKENS = 32_768
 WORLD_CONVERSATIONS = 20_000  # for each stage: no demo gets through them twice
-PADDED = 1.8  # tokens computed for each of a padded row's own, measured on the built-in world
+PADDED = 1.9  # tokens computed for each of a padded row's own, measured on the built-in world
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +327,7 @@ class _Teller:
             model=f"{self.config.run}/midtrain",
             num_steps=self.budget.num_steps("sft", recipe.sft_rows * row_tokens),
             batch_tokens=recipe.sft_rows * recipe.context_len,
-            device_batch_rows=32,
+            device_batch_rows=16,  # sorted by length: few of another length beside each
             lr_scale=recipe.sft_lr,
             eval_every=0,
             eval_tokens=EVAL_TOKENS,

@@ -44,3 +44,14 @@ def test_parts_are_cut_where_nothing_more_is_trained() -> None:
     assert all(part.inputs_BT.is_contiguous() for part in parts)
     # A multiple that does not divide the width never makes it wider.
     assert next(micro_batches(wide_batch(), 1, multiple=5)).inputs_BT.shape[1] == 8
+
+
+def test_the_longest_rows_come_first_where_parts_are_cut() -> None:
+    """Two long and two short rows in turn: each part is as wide as its own rows."""
+    targets_BT = torch.full((4, 8), IGNORE)
+    targets_BT[0, 1] = targets_BT[1, 7] = targets_BT[2, 0] = targets_BT[3, 6] = 1
+    batch = Batch(torch.arange(32).view(4, 8), targets_BT)
+    parts = list(micro_batches(batch, 2, multiple=2))
+    assert [part.inputs_BT.shape for part in parts] == [(2, 8), (2, 2)]
+    assert [part.inputs_BT[:, 0].tolist() for part in parts] == [[8, 24], [0, 16]]
+    assert sum(part.num_targets for part in parts) == batch.num_targets
