@@ -28,7 +28,7 @@ class Config(CommonOptions):
     chats: tuple[str, ...] = ()
     """Your own conversations: .jsonl, .json (plain, .gz, .zst), folders, globs."""
     minutes: float | None = None
-    """About how long it may take, report included. None: 5.5 for the built-in world, 10 for your
+    """About how long it may take, report included. None: 5.6 for the built-in world, 10 for your
     own text."""
     run: str = "demo"
     """Name of the run directory; an earlier demo of this name is replaced."""

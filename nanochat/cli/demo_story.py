@@ -84,7 +84,7 @@ class Recipe:
 
 
 WORLD = Recipe(
-    minutes=5.5,
+    minutes=5.6,
     depth=4,
     aspect_ratio=32,
     head_dim=32,
@@ -92,9 +92,9 @@ WORLD = Recipe(
     vocab_size=1024,
     batch_tokens=2048,
     lr_scale=5.0,
-    pretrain_share=0.50,
-    midtrain_share=0.35,
-    sft_share=0.15,
+    pretrain_share=0.36,
+    midtrain_share=0.48,
+    sft_share=0.16,
     midtrain_lr=3.0,
     sft_lr=0.35,
     sft_rows=64,
