@@ -245,7 +245,7 @@ READING = [
     _attack(
         "climb up",
         """
-        os.chdir('../../../..')
+        os.chdir('../' * 20)
         print(open('.' + SECRET).read())
         """,
         works_openly=True,

@@ -78,7 +78,7 @@ def test_arrivals_by_chance(engine: Engine, address: Address, workload: Workload
 @pytest.mark.req("SC-010")
 def test_ten_streams_at_once_all_progress(address: Address) -> None:
     """While the first of them still writes, every other has begun, and none lags far behind."""
-    words = Workload(prompt=Lengths.parse("20"), output=Lengths.parse("60"))
+    words = Workload(prompt=Lengths.parse("20"), output=Lengths.parse("150"))
     fields = {"temperature": 1.0, "top_k": 0}
 
     async def one(user: int) -> Answer:
@@ -91,8 +91,8 @@ def test_ten_streams_at_once_all_progress(address: Address) -> None:
 
     answers = asyncio.run(together())
     assert all(answer.is_success for answer in answers)
-    long = [answer for answer in answers if answer.output_tokens == 60]
-    assert len(long) >= 8  # one token in a thousand ends an answer
+    long = [answer for answer in answers if answer.output_tokens == 150]
+    assert len(long) >= 7  # one token in a thousand ends an answer
     first_end_s = min(answer.end_s for answer in long)
     frames = [sum(time_s < first_end_s for time_s in answer.times_s) for answer in long]
     assert min(frames) >= max(frames) / 3

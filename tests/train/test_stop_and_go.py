@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat.batches.batch import Batch
-from nanochat.checkpoint.format import is_finished
+from nanochat.checkpoint.format import find_steps, is_finished
 from nanochat.checkpoint.resolve import resolve
 from nanochat.common.errors import ConfigError
 from nanochat.model.gpt import GPT
@@ -143,6 +143,9 @@ def test_a_run_stands_for_its_last_finished_stage(corpora: Corpora, tmp_path: Pa
     with pytest.raises(Killed):
         tune(tmp_path, KillAfter(6), {})
     assert resolve("d2", tmp_path).parts[-3] == "pretrain"
+    patience_s = time.monotonic() + 30
+    while not find_steps(tmp_path / "runs" / "d2" / "sft") and time.monotonic() < patience_s:
+        time.sleep(0.01)  # it is written beside the steps, and was when they were cut off
     assert resolve("d2/sft", tmp_path).name == "step_000005"  # by name it can be had
     tune(tmp_path, QUIET, {})
     assert resolve("d2", tmp_path).parts[-3] == "sft"
