@@ -160,7 +160,7 @@ def test_padding_need_not_be_computed(rows_at_once: int, monkeypatch: pytest.Mon
     expected = fit(whole)[0]
     assert widths == [WIDTH]
     found = fit(cut)[0]
-    assert widths[1:] == {1: [20, 8, 12], 2: [20, 12], 4: [20]}[rows_at_once]
+    assert widths[1:] == {1: [20, 12, 8], 2: [20, 8], 4: [20]}[rows_at_once]
     assert found["loss"] == pytest.approx(expected["loss"])
     assert found["num_targets"] == expected["num_targets"] == 34
     assert furthest(masters(cut), masters(whole)) <= 10 * LAYER_ATOL
