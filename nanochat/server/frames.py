@@ -214,4 +214,5 @@ def frame_of(body: Mapping[str, Any]) -> bytes:
 
 
 def as_json(body: Mapping[str, Any]) -> bytes:
+    """A body or a frame's data, as it goes over the wire: compact, in UTF-8."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

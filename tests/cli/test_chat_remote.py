@@ -122,6 +122,7 @@ def test_a_conversation_with_our_own_server(tiny_tokenizer: Tokenizer) -> None:
     engine = FakeEngine(("Hel", "lo \U0001f408"))
     with serving(tiny_tokenizer, engine) as url:
         talk = Talk(RemoteBackend(url), Settings(temperature=0.5, seed=3), system="S")
+        assert talk.backend.count(()) is None  # only the server knows
         assert (talk.backend.name, talk.backend.context_len) == ("tiny", 200)
         assert talk.backend.place == f"{url}/v1"
         assert whole(talk.ask("Hi")) == "Hello \U0001f408"
