@@ -54,17 +54,23 @@ class Texts:
 
     @classmethod
     def from_files(
-        cls, data: Sequence[str], val_data: Sequence[str] = (), text_column: str = "text"
+        cls,
+        data: Sequence[str],
+        val_data: Sequence[str] = (),
+        text_column: str = "text",
+        home: Path | None = None,
     ) -> "Texts":
-        """The documents of files, folders and globs; validation is `val_data`, else a hundredth by
-        hash.
+        """The documents of paths and names (corpus/places.py); validation is `val_data`, else what
+        a data set holds out, else a hundredth by hash.
 
         Raises: DataError if nothing is there.
         """
         rule = (
             SplitRule(validation_files=tuple(Path(path) for path in val_data)) if val_data else None
         )
-        split: Split[Document] = split_documents((*data, *val_data), rule, text_column=text_column)
+        split: Split[Document] = split_documents(
+            (*data, *val_data), rule, text_column=text_column, home=home
+        )
 
         def documents(part: Part, report: ReadReport | None) -> Iterator[Document]:
             return split.train(report) if part == "train" else split.validation(report)
@@ -99,12 +105,13 @@ class Chats:
     identity: Callable[[Part], str]
 
     @classmethod
-    def from_files(cls, chats: Sequence[str]) -> "Chats":
-        """The conversations of files, folders and globs, a hundredth held out by hash.
+    def from_files(cls, chats: Sequence[str], home: Path | None = None) -> "Chats":
+        """The conversations of paths and names, held out what a data set holds out, else a
+        hundredth by hash.
 
         Raises: DataError if nothing is there.
         """
-        split: Split[Conversation] = split_conversations(chats)
+        split: Split[Conversation] = split_conversations(chats, home=home)
 
         def conversations(part: Part, report: ReadReport | None) -> Iterator[Conversation]:
             return split.train(report) if part == "train" else split.validation(report)

@@ -45,8 +45,8 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     display = Display(log_every=config.log_every, is_quiet=not world.is_first)
     tokenizer = read(resolve(config.model, config.home)).tokenizer
     if config.chats:
-        chats = Chats.from_files(config.chats)
-        texts = Texts.from_files(config.data) if config.data else None
+        chats = Chats.from_files(config.chats, config.home)
+        texts = Texts.from_files(config.data, home=config.home) if config.data else None
     else:
         chats = Chats.from_world(stage, config.num_conversations, config.seed)
         texts = Texts.from_world(config.world_chars, config.seed + 1)

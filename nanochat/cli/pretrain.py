@@ -44,7 +44,7 @@ def _run(config: Config) -> int:
     world = current_world()
     display = Display(log_every=config.log_every, is_quiet=not world.is_first)
     texts = (
-        Texts.from_files(config.data, config.val_data, config.text_column)
+        Texts.from_files(config.data, config.val_data, config.text_column, config.home)
         if config.data
         else Texts.from_world(config.world_chars, config.seed)
     )

@@ -27,10 +27,10 @@ _REPORT_EVERY_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """Learn a vocabulary from text: .txt, .md, .jsonl, .json or .parquet, files or folders."""
+    """Learn a vocabulary from text: .txt, .md, .jsonl, .json, .csv, .parquet, .arrow."""
 
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Files, folders and globs of text."""
+    """Files, folders, globs, data:NAME, hf:org/dataset, addresses."""
     vocab_size: int = 32_768
     """Tokens, the nine special ones included: 265 or more."""
     out: Path | None = None
@@ -54,7 +54,9 @@ def run(config: Config) -> int:
     Raises: DataError for the text, TokenizerError for the size, ConfigError for the place.
     """
     report = ReadReport()
-    documents = read_documents(config.paths, text_column=config.text_column, report=report)
+    documents = read_documents(
+        config.paths, text_column=config.text_column, report=report, home=config.home
+    )
     path = output_file(config.out, config.home, config.overwrite)
     start = time.monotonic()
     counted = _Counted()

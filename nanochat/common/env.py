@@ -10,9 +10,23 @@ from pathlib import Path
 
 from nanochat.common.errors import ConfigError
 
-__all__ = ["VARIABLES", "api_key_from_env", "api_keys_from_env", "home_from_env", "is_debug"]
+__all__ = [
+    "VARIABLES",
+    "api_key_from_env",
+    "api_keys_from_env",
+    "home_from_env",
+    "hub_url",
+    "is_debug",
+    "is_offline",
+]
 
-VARIABLES = ("NANOCHAT_API_KEY", "NANOCHAT_API_KEYS", "NANOCHAT_HOME", "NANOCHAT_LOG")
+VARIABLES = (
+    "NANOCHAT_API_KEY",
+    "NANOCHAT_API_KEYS",
+    "NANOCHAT_HOME",
+    "NANOCHAT_LOG",
+    "NANOCHAT_OFFLINE",
+)
 
 
 def api_key_from_env(name: str | None = None) -> str | None:
@@ -36,6 +50,23 @@ def home_from_env() -> Path | None:
     """$NANOCHAT_HOME with ~ expanded, or None."""
     value = os.environ.get("NANOCHAT_HOME")
     return Path(value).expanduser() if value else None
+
+
+def hub_url() -> str:
+    """Where the Hugging Face Hub is: $HF_ENDPOINT, or its own address; without a slash at the end.
+
+    Raises: ConfigError for an endpoint that is no http address.
+    """
+    value = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not value.startswith(("http://", "https://")):
+        raise ConfigError(f"HF_ENDPOINT is {value!r}, expected an address with http:// or https://")
+    return value
+
+
+def is_offline() -> bool:
+    """Whether $NANOCHAT_OFFLINE or Hugging Face's own $HF_HUB_OFFLINE forbids to load anything."""
+    values = (os.environ.get("NANOCHAT_OFFLINE"), os.environ.get("HF_HUB_OFFLINE"))
+    return any((value or "0").lower() not in ("0", "false", "no") for value in values)
 
 
 def is_debug() -> bool:

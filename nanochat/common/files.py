@@ -23,6 +23,7 @@ __all__ = [
     "open_atomically",
     "read_json",
     "sha256_of_file",
+    "sync_directory",
     "write_json_atomically",
     "write_text_atomically",
 ]
@@ -65,7 +66,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -115,7 +116,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """The names in a directory outlast a power cut from here on, where the file system can."""
     with contextlib.suppress(OSError):  # some file systems refuse to sync a directory
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Files -> conversations.   in: .jsonl .json .parquet, packed or not   out: Conversation
+"""Files -> conversations.   in: .jsonl .json .csv .parquet .arrow   out: Conversation
 who calls: batches.store (through cli), evals
 
 Every record says by its keys which shape it has (SHAPES); the shapes found are reported by file.
@@ -11,13 +11,14 @@ Read next: common/messages.py (what comes out), tokenizer/chat.py (its tokens).
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanochat.common.errors import DataError
 from nanochat.common.messages import Conversation, Message, Part, Role, conversation_to_json
-from nanochat.corpus.files import Paths, ReadReport, Record, find_files_with, read_records
+from nanochat.corpus.files import TABLES, Paths, ReadReport, Record, read_records
+from nanochat.corpus.places import find_places, split_places
 from nanochat.corpus.split import Reader, Split, SplitRule, split_files
 
 __all__ = [
@@ -26,11 +27,13 @@ __all__ = [
     "find_conversation_files",
     "multiple_choice_prompt",
     "read_conversations",
+    "shape_of",
     "split_conversations",
 ]
 
 CALCULATION = re.compile("<<([^>]+)>>")
-FORMATS = ("lines", "json", "parquet")
+FORMATS = ("lines", "json", *TABLES)
+NESTED = ("messages", "conversations", "conversation", "choices", "instances", "history")
 
 Content = str | tuple[Part, ...]
 
@@ -67,39 +70,55 @@ class _Unusable(Exception):
 
 
 def find_conversation_files(paths: Paths) -> list[Path]:
-    """The conversation files that the paths (files, folders, globs) name, in reading order.
+    """The conversation files that paths and names (corpus/places.py) stand for, in reading order.
 
     Raises: DataError for a path that does not exist, an unknown suffix, a folder without any.
     """
-    return find_files_with(FORMATS, paths)
+    return list(find_places(FORMATS, paths).files)
 
 
-def read_conversations(paths: Paths, *, report: ReadReport | None = None) -> Iterator[Conversation]:
+def read_conversations(
+    paths: Paths, *, report: ReadReport | None = None, home: Path | None = None
+) -> Iterator[Conversation]:
     """Every conversation of the files that can be trained on: user and assistant in turns.
 
     The paths are checked before the first; `report` is filled meanwhile.
     Raises: DataError for paths as `find_conversation_files`; while reading, with file and line, for
             what is not JSON or has no known shape; at the end, if no conversation was left.
     """
-    files = find_conversation_files(paths)
-    return _conversations(files, report if report is not None else ReadReport())
+    places = find_places(FORMATS, paths, home)
+    report = report if report is not None else ReadReport()
+    return _conversations(places.files, places.columns, report)
 
 
-def split_conversations(paths: Paths, rule: SplitRule | None = None) -> Split[Conversation]:
-    """The conversations to train on and those held out.
+def split_conversations(
+    paths: Paths, rule: SplitRule | None = None, *, home: Path | None = None
+) -> Split[Conversation]:
+    """The conversations to train on and those held out; without a rule, what a data set holds out.
 
     Raises: DataError as `read_conversations`, and when one side would be empty.
     """
-    rule = rule or SplitRule()
-    if rule.validation_files:
-        files = tuple(find_conversation_files(rule.validation_files))
-        rule = SplitRule(validation_files=files)
+    places, rule = split_places(FORMATS, paths, rule, home)
+    named = [places.columns.get(path) for path in places.files]
+
+    def read(files: Sequence[Path], report: ReadReport | None) -> Iterator[Conversation]:
+        report = report if report is not None else ReadReport()
+        return _conversations(files, places.columns, report)
+
     reader = Reader(
-        name="conversations",
-        read=lambda files, report: read_conversations(files, report=report),
+        name="conversations" + (f":{named}" if any(named) else ""),
+        read=read,
         text_of=lambda conversation: json.dumps(conversation_to_json(conversation)),
     )
-    return split_files(reader, find_conversation_files(paths), rule)
+    return split_files(reader, places.files, rule)
+
+
+def shape_of(value: Any) -> str | None:
+    """Which of SHAPES a record has; None where it is no conversation."""
+    value = _unpacked(value)
+    if isinstance(value, dict):
+        value = {key: field for key, field in value.items() if field is not None}
+    return next((name for name, shape in SHAPES.items() if shape.fits(value)), None)
 
 
 def multiple_choice_prompt(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
@@ -136,10 +155,13 @@ def calculator_parts(answer: str) -> tuple[Part, ...]:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def _conversations(files: Sequence[Path], report: ReadReport) -> Iterator[Conversation]:
+def _conversations(
+    files: Sequence[Path], columns: Mapping[Path, str], report: ReadReport
+) -> Iterator[Conversation]:
     for path in files:
         shapes = report.shapes.setdefault(str(path), type(report.counts)())
-        for record in read_records(path):
+        for read in read_records(path):
+            record = _conversation_record(read, columns.get(path))
             shape = _shape(record)
             shapes[shape] += 1
             for conversation in _usable_ones(record, SHAPES[shape], report):
@@ -167,13 +189,37 @@ def _counted(report: ReadReport) -> Iterator[None]:
         report.counts[f"conversations left out: {reason}"] += 1
 
 
+def _conversation_record(record: Record, column: str | None) -> Record:
+    """The column that was asked for, with nested values that are kept as JSON text unpacked."""
+    value = record.value
+    if column is not None:
+        if not isinstance(value, dict) or column not in value:
+            raise DataError(
+                f"{record.where}: no {column!r} in {_short(value)}, expected that column"
+            )
+        value = _unpacked_text(value[column])
+    return Record(_unpacked(value), record.where)
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    packed = [key for key in NESTED if isinstance(value.get(key), str)]
+    return {**value, **{key: _unpacked_text(value[key]) for key in packed}} if packed else value
+
+
+def _unpacked_text(value: Any) -> Any:
+    """What a cell holds as JSON, as tables without lists do; other text as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
 def _shape(record: Record) -> str:
     value = record.value
-    if isinstance(value, dict):
-        value = {key: field for key, field in value.items() if field is not None}
-    for name, shape in SHAPES.items():
-        if shape.fits(value):
-            return name
+    if (name := shape_of(value)) is not None:
+        return name
     found = f"the keys {', '.join(value)}" if isinstance(value, dict) else _short(value)
     raise DataError(
         f"{record.where}: no conversation in {found or 'no key'}, expected one of the shapes "
@@ -489,6 +535,8 @@ def _answer_letter(raw: Any, letters: Sequence[str], choices: Sequence[str], whe
         return str(raw)
     if raw in choices:
         return letters[choices.index(raw)]
+    if isinstance(raw, str) and raw.isdecimal() and int(raw) < len(letters):  # a cell of CSV
+        return letters[int(raw)]
     raise DataError(f"{where}: the answer is {_short(raw)}, expected one of {', '.join(letters)}")
 
 

@@ -1,7 +1,7 @@
-"""Files -> documents.   in: .txt .md .jsonl .json .parquet, packed or not   out: Document
+"""Files -> documents.   in: .txt .md .jsonl .json .csv .parquet .arrow   out: Document
 who calls: tokenizer training and batches.store (through cli)
 
-A line of JSON, an item of an array, a row of Parquet is one document: its `text` (or another
+A line of JSON, an item of an array, a row of a table is one document: its `text` (or another
 column), or the value itself where that is a string.  A text file is one document too, unless it has
 lines of `<|endoftext|>` between its documents, or is long: then it is cut between paragraphs.
 Documents of nothing but white space are left out and counted.
@@ -10,21 +10,22 @@ Read next: files.py (how they are opened), split.py (what is held out), batches/
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from nanochat.common.errors import DataError
 from nanochat.corpus.files import (
+    TABLES,
     Paths,
     ReadReport,
     corpus_fingerprint,
-    find_files_with,
     format_of,
     not_utf8,
     read_chunks,
     read_records,
 )
+from nanochat.corpus.places import find_places, split_places
 from nanochat.corpus.split import Reader, Split, SplitRule, split_files
 
 __all__ = [
@@ -45,7 +46,7 @@ SEPARATOR = re.compile(NAMES + r"\n", re.MULTILINE)
 LAST_SEPARATOR = re.compile(NAMES + r"\Z", re.MULTILINE)  # at the end it needs no line end
 SEPARATOR_ROOM = 200  # longer than any separator with the blanks around it
 
-FORMATS = ("text", "lines", "json", "parquet")
+FORMATS = ("text", "lines", "json", *TABLES)
 
 
 class Document(NamedTuple):
@@ -59,49 +60,64 @@ class Document(NamedTuple):
 
 
 def find_files(paths: Paths) -> list[Path]:
-    """The text files that the paths (files, folders, globs) name, in reading order.
+    """The text files that paths and names (corpus/places.py) stand for, in reading order.
 
     Raises: DataError for a path that does not exist, an unknown suffix, a folder without text.
     """
-    return find_files_with(FORMATS, paths)
+    return list(find_places(FORMATS, paths).files)
 
 
 def read_documents(
-    paths: Paths, *, text_column: str = "text", report: ReadReport | None = None
+    paths: Paths,
+    *,
+    text_column: str = "text",
+    report: ReadReport | None = None,
+    home: Path | None = None,
 ) -> Iterator[Document]:
     """Every document of the files, one after another; the paths are checked before the first.
 
     Memory: one line, one row group, or MAX_TEXT_CHARS of a text file, whatever the corpus.
     Raises: DataError for paths as `find_files`; while reading, with file and place, for what is not
-            UTF-8, JSON or Parquet, has no such column, is truncated; at the end, if all was empty.
+            UTF-8, JSON or a table, has no such column, is truncated; at the end, if all was empty.
     """
-    files = find_files(paths)
-    return _documents(files, text_column, report if report is not None else ReadReport())
+    places = find_places(FORMATS, paths, home)
+    report = report if report is not None else ReadReport()
+    return _documents(places.files, places.columns, text_column, report)
 
 
 def split_documents(
-    paths: Paths, rule: SplitRule | None = None, *, text_column: str = "text"
+    paths: Paths,
+    rule: SplitRule | None = None,
+    *,
+    text_column: str = "text",
+    home: Path | None = None,
 ) -> Split[Document]:
-    """The documents to train on and those held out.
+    """The documents to train on and those held out; without a rule, what a data set holds out.
 
     Example: split = split_documents("corpus/"); split.train(), split.validation(), split.rule
     Raises:  DataError as `read_documents`, and when one side would be empty.
     """
-    rule = rule or SplitRule()
-    if rule.validation_files:
-        rule = SplitRule(validation_files=tuple(find_files(rule.validation_files)))
+    places, rule = split_places(FORMATS, paths, rule, home)
+    named = [places.columns.get(path) for path in places.files]
+
+    def read(files: Sequence[Path], report: ReadReport | None) -> Iterator[Document]:
+        report = report if report is not None else ReadReport()
+        return _documents(files, places.columns, text_column, report)
+
     reader = Reader(
-        name=f"documents:{text_column}",
-        read=lambda files, report: read_documents(files, text_column=text_column, report=report),
+        name=f"documents:{text_column}" + (f":{named}" if any(named) else ""),
+        read=read,
         text_of=lambda document: document.text,
     )
-    return split_files(reader, find_files(paths), rule)
+    return split_files(reader, places.files, rule)
 
 
-def _documents(files: Sequence[Path], text_column: str, report: ReadReport) -> Iterator[Document]:
+def _documents(
+    files: Sequence[Path], columns: Mapping[Path, str], text_column: str, report: ReadReport
+) -> Iterator[Document]:
     for path in files:
         is_text = format_of(path) == "text"
-        texts = _text_file(path) if is_text else _texts(path, text_column)
+        texts = _text_file(path) if is_text else _texts(path, columns.get(path, text_column))
         position = 0
         for text in texts:
             if not text or text.isspace():

@@ -1,11 +1,12 @@
 """Paths -> bytes, lines, records.   in: files, folders, globs   out: their content in order
 who calls: documents, conversations, split
 
-Reads .gz and .zst as it goes.  Nothing is loaded whole but one line, one JSON value or one Parquet
+Reads .gz, .zst and .bz2 as it goes.  Nothing is loaded whole but one line, one JSON value or one
 row group at a time.  What is wrong is said with the file and the line, item or byte.
-Read next: documents.py and conversations.py (what the records mean).
+Read next: tables.py (rows), places.py (names), documents.py and conversations.py (the meaning).
 """
 
+import bz2
 import glob
 import gzip
 import hashlib
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from nanochat.common.errors import DataError
 from nanochat.common.files import sha256_of_file
@@ -30,30 +31,36 @@ __all__ = [
     "find_files_with",
     "format_of",
     "not_utf8",
+    "plain_errors",
     "read_chunks",
     "read_lines",
     "read_records",
 ]
 
 CHUNK_BYTES = 1 << 20
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst", ".bz2")
 FORMATS = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
+TABLES = ("csv", "parquet", "arrow")
+NOT_PACKED = ("parquet", "arrow")  # they pack their columns themselves
 NOT_SPACE = re.compile(r"[^ \t\r\n]")
 DECODER = json.JSONDecoder()
-PARQUET_ROWS = 256  # turned into Python objects at once
 
 Paths = str | Path | Iterable[str | Path]
 
 
 class Record(NamedTuple):
-    """A value from a JSON or Parquet file, and how to name its place in an error."""
+    """A value from a JSON file or a row of a table, and how to name its place in an error."""
 
     value: Any
     where: str
@@ -79,11 +86,11 @@ class ReadReport:
 
 
 def format_of(path: Path) -> str | None:
-    """text, lines, json or parquet, by the name without .gz or .zst; None where it is unknown."""
+    """text, lines, json, csv, parquet or arrow, by the name without .gz, .zst or .bz2; or None."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         found = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if found == "parquet" else found
+        return None if found in NOT_PACKED else found
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
@@ -127,7 +134,8 @@ def _files_at(path: Path, formats: Sequence[str]) -> list[Path]:
 
 def _suffixes(formats: Sequence[str]) -> str:
     known = [suffix for suffix, form in FORMATS.items() if form in formats]
-    return f"one of {', '.join(known)} (all but .parquet also with {' or '.join(COMPRESSIONS)})"
+    packed = ", ".join(COMPRESSIONS)
+    return f"one of {', '.join(known)} (but for .parquet and .arrow also with {packed})"
 
 
 def corpus_fingerprint(files: Iterable[Path]) -> str:
@@ -137,7 +145,7 @@ def corpus_fingerprint(files: Iterable[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in files:
-        with _plain_errors(path):
+        with plain_errors(path):
             entry = [path.name, path.stat().st_size, sha256_of_file(path)]
         digest.update(json.dumps(entry).encode())
     return digest.hexdigest()
@@ -151,14 +159,20 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
     Raises: DataError naming the file where it cannot be read, or ends too early.
     """
-    with _plain_errors(path):
+    with plain_errors(path):
         if path.suffix.lower() == ".zst":
             yield from _zstd_chunks(path)
             return
-        opened = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-        with opened as file:
+        with _opened(path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
+
+
+def _opened(path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path))
+    return cast(IO[bytes], bz2.open(path)) if suffix == ".bz2" else path.open("rb")
 
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
@@ -186,7 +200,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
+def plain_errors(path: Path) -> Iterator[None]:
     """What goes wrong with the file itself, in one line."""
     try:
         yield
@@ -195,6 +209,8 @@ def _plain_errors(path: Path) -> Iterator[None]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged ({error}); get it again") from None
     except OSError as error:
+        if error.errno is None and path.suffix.lower() == ".bz2":
+            raise DataError(f"{path}: damaged ({error}); get it again") from None
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
@@ -237,14 +253,16 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
-    """The values of a .jsonl, .json or .parquet file; of Parquet only these columns (None: all).
+    """The values of a .jsonl or .json file, the rows of a table (of them only these columns).
 
-    Raises: DataError with file and line, item or row for what is not UTF-8, JSON or Parquet.
+    Raises: DataError with file and line, item or row for what is not UTF-8, JSON, CSV, Parquet or
+            Arrow.
     """
-    readers = {"lines": _json_lines, "json": _json_values}
-    if format_of(path) == "parquet":
-        return _parquet_rows(path, columns)
-    return readers[format_of(path) or ""](path)
+    if format_of(path) in TABLES:
+        from nanochat.corpus.tables import read_table  # it stands on this file
+
+        return read_table(path, columns)
+    return _json_lines(path) if format_of(path) == "lines" else _json_values(path)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -339,27 +357,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with _plain_errors(path), pyarrow.parquet.ParquetFile(path) as file:
-            missing = [name for name in columns or () if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(
-                    f"{path}: no column {missing[0]!r}, the columns are "
-                    f"{', '.join(file.schema_arrow.names)}: name one of them"
-                )
-            number = 0
-            for batch in file.iter_batches(
-                PARQUET_ROWS, columns=list(columns) if columns else None
-            ):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(value, f"{path}, row {number}")
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: damaged or not Parquet ({reason}); get it again") from None

@@ -6,37 +6,33 @@ The three places karpathy/nanochat loads from, and no other; a mirror stands for
     mmlu/ arc/ gsm8k/ humaneval/  Parquet files of the Hugging Face Hub, rewritten as JSONL
     spellingbee/words_alpha.txt   a list of words
 
-A load that broke off goes on where it was.  What arrives is compared with the length and the
-SHA-256 that the server states, and files of the bundle with the SHA-256 they are known by.
-Read next: data.py (who asks), checksums.py.
+Files of the bundle are compared with the SHA-256 they are known by, beside what the house's
+downloader compares.
+Read next: data.py (who asks), checksums.py, common/download.py (how).
 """
 
-import contextlib
-import fcntl
 import hashlib
-import http.client
 import json
-import re
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
+from nanochat.common.download import DownloadOptions, RemoteFile, download_file, locked
+from nanochat.common.env import hub_url
 from nanochat.common.errors import DataError
-from nanochat.common.files import open_atomically, sha256_of_file, write_json_atomically
+from nanochat.common.files import (
+    open_atomically,
+    read_json,
+    sha256_of_file,
+    write_json_atomically,
+)
+from nanochat.corpus.catalog import BUNDLE_URL
 from nanochat.evals.checksums import KNOWN_SHA256
 
-__all__ = ["BUNDLE_URL", "HUB_URL", "WORDS_URL", "Downloader", "load_file"]
+__all__ = ["WORDS_URL", "Downloader"]
 
-BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-HUB_URL = "https://huggingface.co"
 WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt"
-TIMEOUT_S = 20.0
 CHUNK_BYTES = 1 << 20
-MOST_TRIES = 5  # each goes on where the one before broke off
 
 HUB_FILES = {
     "mmlu/test.jsonl": "cais/mmlu/parquet/all/test",
@@ -59,6 +55,7 @@ class Downloader:
     mirror: str | None = None
     """An address that has eval_bundle.zip, api/datasets/... and words_alpha.txt.  None: the
     places named above."""
+    options: DownloadOptions = DownloadOptions()
     _failed: dict[str, str] = field(default_factory=dict)
     """What could not be loaded, so that it is tried once a run."""
 
@@ -72,13 +69,12 @@ class Downloader:
             raise DataError(self._failed[source])
         target = self.folder / path
         try:
-            with _locked(self.folder):
+            with locked(self.folder / ".lock"):
                 if not target.is_file():  # another process may have loaded it meanwhile
                     self._load(path, source, target)
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
             self._failed[source] = (
-                f"{path} cannot be loaded from {source} ({reason}): pass --data-dir DIR, a folder "
+                f"{path} cannot be loaded from {source} ({error}): pass --data-dir DIR, a folder "
                 f"that holds {path.split('/')[0]}/"
             )
             raise DataError(self._failed[source]) from error
@@ -91,7 +87,7 @@ class Downloader:
         if path.startswith("eval_bundle/"):
             return BUNDLE_URL if base is None else f"{base}/eval_bundle.zip"
         if path in HUB_FILES:
-            return f"{base or HUB_URL}/api/datasets/{HUB_FILES[path]}"
+            return f"{base or hub_url()}/api/datasets/{HUB_FILES[path]}"
         if path == "spellingbee/words_alpha.txt":
             return WORDS_URL if base is None else f"{base}/words_alpha.txt"
         raise DataError(
@@ -101,14 +97,13 @@ class Downloader:
 
     def _load(self, path: str, source: str, target: Path) -> None:
         if path.startswith("eval_bundle/"):
-            archive = self.folder / "eval_bundle.zip"
-            load_file(source, archive)
+            archive = self._file(source, self.folder / "eval_bundle.zip")
             _unpack(archive, self.folder)
             archive.unlink()
         elif path in HUB_FILES:
             self._load_rows(source, target)
         else:
-            load_file(source, target)
+            self._file(source, target)
         told = self.folder / "downloads" / f"{path.replace('/', '--')}.json"
         if target.is_file():
             write_json_atomically(told, {"from": source, "sha256": sha256_of_file(target)})
@@ -117,89 +112,21 @@ class Downloader:
         """All rows of a dataset's Parquet files, in their order."""
         import pyarrow.parquet as parquet
 
-        with urllib.request.urlopen(source, timeout=TIMEOUT_S) as answer:
-            urls = json.loads(answer.read())
+        listing = self._file(source, target.with_name(f"{target.name}.listing"))
+        urls = read_json(listing)
+        listing.unlink()
         if not isinstance(urls, list) or not urls:
             raise ValueError(f"{source} lists no files")
         with open_atomically(target) as file:
             for number, url in enumerate(urls):
-                part = target.with_name(f"{target.name}.{number}.parquet")
-                load_file(str(url), part)
+                part = self._file(url, target.with_name(f"{target.name}.{number}.parquet"))
                 for row in parquet.read_table(part).to_pylist():
                     file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 part.unlink()
 
-
-def load_file(url: str, target: Path) -> None:
-    """One file, whole; what an earlier try left is continued.
-
-    Raises: OSError or HTTPException where the server cannot be reached or breaks off too often;
-            ValueError where length or SHA-256 are not what it states.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    for left in reversed(range(MOST_TRIES)):
-        try:
-            stated = _go_on(url, partial)
-            break
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, http.client.HTTPException):
-            if not left or not partial.exists():
-                raise
-    if stated is not None and sha256_of_file(partial) != stated:
-        partial.unlink()
-        raise ValueError(f"its SHA-256 is not {stated}, as the server states")
-    partial.replace(target)
-
-
-def _go_on(url: str, partial: Path) -> str | None:
-    """Load what is missing of a file; the SHA-256 it should have, where the server says."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "nanochat"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    hashes = _LinkedHash()
-    try:
-        answer = urllib.request.build_opener(hashes).open(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # all of it is there, or it has become shorter
-            partial.unlink()
-            return _go_on(url, partial)
-        raise
-    with answer:
-        is_continued = answer.status == 206
-        hashes.note(answer.headers)
-        expected = answer.headers.get("Content-Length")
-        with partial.open("ab" if is_continued else "wb") as file:
-            num_bytes = _copy(answer, file)
-    if expected is not None and num_bytes < int(expected):
-        raise ConnectionError(f"the server sent {num_bytes:,} of {int(expected):,} bytes")
-    return hashes.sha256
-
-
-def _copy(source: Any, target: IO[bytes]) -> int:
-    num_bytes = 0
-    while chunk := source.read(CHUNK_BYTES):
-        target.write(chunk)
-        num_bytes += len(chunk)
-    return num_bytes
-
-
-class _LinkedHash(urllib.request.HTTPRedirectHandler):
-    """The Hub states a file's SHA-256 in the answer that sends one on to where it lies."""
-
-    def __init__(self) -> None:
-        self.sha256: str | None = None
-
-    def note(self, headers: Any) -> None:
-        stated = (headers.get("X-Linked-ETag") or "").strip('W/"')
-        if re.fullmatch(r"[0-9a-f]{64}", stated):
-            self.sha256 = stated
-
-    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
-        self.note(arguments[4])
-        return super().redirect_request(*arguments)
+    def _file(self, url: str, target: Path) -> Path:
+        remote = RemoteFile(url=url, name=target.name)
+        return download_file(remote, target.parent, self.options)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -218,12 +145,3 @@ def _unpack(archive: Path, folder: Path) -> None:
                 known = KNOWN_SHA256.get(Path(name).name)
                 if known and digest.hexdigest() != known:
                     raise ValueError(f"{name} in the bundle is not the file it is known as")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,7 +10,9 @@ from nanochat.common.env import (
     api_key_from_env,
     api_keys_from_env,
     home_from_env,
+    hub_url,
     is_debug,
+    is_offline,
 )
 from nanochat.common.errors import ConfigError
 from tests.conftest import REPOSITORY
@@ -53,6 +55,23 @@ def test_debug_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_LOG", "loud")
     with pytest.raises(ConfigError, match="NANOCHAT_LOG is 'loud', expected info or debug"):
         is_debug()
+
+
+def test_the_hub_and_whether_it_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub_url() == "https://huggingface.co" and not is_offline()
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror/")
+    assert hub_url() == "http://mirror"
+    monkeypatch.setenv("HF_ENDPOINT", "mirror")
+    with pytest.raises(ConfigError, match="HF_ENDPOINT is 'mirror', expected an address"):
+        hub_url()
+    for name in ("HF_HUB_OFFLINE", "NANOCHAT_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+        assert not is_offline()
+        monkeypatch.setenv(name, "1")
+        assert is_offline()
+        monkeypatch.delenv(name)
 
 
 def test_every_variable_is_read_here_and_explained() -> None:

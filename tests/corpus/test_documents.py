@@ -187,7 +187,7 @@ def test_paths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_documents(tmp_path / "none")
     with pytest.raises(DataError, match="the suffix is unknown"):
-        find_files(written(tmp_path / "a.csv", "x"))
+        find_files(written(tmp_path / "a.xlsx", "x"))
 
 
 # ---------------------------------------------------------------------------------------- the split

@@ -1,5 +1,6 @@
 """Files: found in order, opened whatever packs them, and every fault named with its place."""
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -27,7 +28,7 @@ from nanochat.corpus.files import (
 
 pytestmark = pytest.mark.req("FR-032")
 
-ALL = ("text", "lines", "json", "parquet")
+ALL = ("text", "lines", "json", "csv", "parquet", "arrow")
 
 
 def written(path: Path, data: bytes | str) -> Path:
@@ -37,6 +38,8 @@ def written(path: Path, data: bytes | str) -> Path:
         content = gzip.compress(content)
     if path.suffix == ".zst":
         content = zstandard.ZstdCompressor(write_checksum=True).compress(content)
+    if path.suffix == ".bz2":
+        content = bz2.compress(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -56,7 +59,11 @@ def written(path: Path, data: bytes | str) -> Path:
         ("a.parquet", "parquet"),
         ("a.parquet.gz", None),
         ("a.gz", None),
-        ("a.csv", None),
+        ("a.csv.bz2", "csv"),
+        ("a.tsv", "csv"),
+        ("a.arrow", "arrow"),
+        ("a.feather.zst", None),
+        ("a.xlsx", None),
         ("README", None),
     ],
 )
@@ -69,7 +76,7 @@ def test_folders_and_globs_are_sorted_and_nothing_comes_twice(tmp_path: Path) ->
         "b.txt",
         "a.txt",
         "in/c.jsonl",
-        "in/x.csv",
+        "in/x.xlsx",
         ".hidden.txt",
         ".git/d.txt",
         "e.md.gz",
@@ -94,12 +101,12 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
-    written(tmp_path / "table.csv", "x")
+    written(tmp_path / "table.xlsx", "x")
     for paths, message in [
         ([], "no path was given"),
         (tmp_path / "none.txt", "none.txt does not exist"),
         (f"{tmp_path}/*.txt", r"\*.txt does not exist: expected a file, a folder or a glob"),
-        (tmp_path / "table.csv", r"table.csv: the suffix is unknown, expected one of .txt, .md"),
+        (tmp_path / "table.xlsx", r"table.xlsx: the suffix is unknown, expected one of .txt, .md"),
         (tmp_path, "has no file to read, expected one of .txt"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -121,7 +128,7 @@ def test_fingerprint_is_of_names_and_contents(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- bytes
 
 
-@given(st.binary(max_size=5000), st.sampled_from(["", ".gz", ".zst"]))
+@given(st.binary(max_size=5000), st.sampled_from(["", ".gz", ".zst", ".bz2"]))
 def test_packed_or_not_the_bytes_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, packing: str
 ) -> None:
@@ -130,13 +137,14 @@ def test_packed_or_not_the_bytes_are_the_same(
 
 
 def test_files_of_several_frames(tmp_path: Path) -> None:
-    for suffix, pack in ((".gz", gzip.compress), (".zst", zstandard.compress)):
+    packers = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress}
+    for suffix, pack in packers.items():
         path = tmp_path / f"a.txt{suffix}"
         path.write_bytes(pack(b"one ") + pack(b"two ") + pack(b"three"))
         assert b"".join(read_chunks(path)) == b"one two three"
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
 def test_truncated_and_damaged_files_are_named(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"a.txt{suffix}", bytes(range(256)) * 1000)
     whole = path.read_bytes()

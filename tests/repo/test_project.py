@@ -23,7 +23,8 @@ COMES_WITH = {
     "starlette": "fastapi",
 }
 THROUGH_ANOTHER = {"httptools"}  # uvicorn's module for it is imported
-OPTIONAL = {"transformers"}  # of an extra: a model of Hugging Face's is examined where it is there
+# Of an extra: a model of Hugging Face's is examined, and an s3:// address read, where it is there.
+OPTIONAL = {"fsspec", "transformers"}
 PEERS = {"llama_cpp"}  # measured beside us where a user has them, in a process of their own
 
 
