@@ -74,7 +74,7 @@ class Answer:
         text = self.stops.feed(self._text(token, is_last=reason is not None))
         if self.stops.is_found:
             reason = "stop"
-        elif reason is not None:
+        elif reason is not None or token in self.special_tokens:  # no stop string goes across one
             text += self.stops.flush()
         return TokenEvent(
             request_id=self.request.request_id,

@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.engine.engine import Engine
+from nanochat.engine.request import Request, SamplingParams
 from nanochat.engine.stops import StopStrings
 
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
@@ -50,3 +52,16 @@ def test_only_what_may_become_a_stop_is_held_back() -> None:
 def test_without_stops_text_passes() -> None:
     stops = StopStrings(())
     assert (stops.feed("a"), stops.flush(), stops.is_found) == ("a", "", False)
+
+
+def test_nothing_is_held_back_across_a_special_token(engine: Engine) -> None:
+    """What was held back is told before a bracket of the calculator, not inside it."""
+    tokenizer = engine.tokenizer
+    sampling = SamplingParams(max_tokens=9, stop=("ab",))
+    request = Request(request_id="r", prompt_tokens=(1,), sampling=sampling, tools=True)
+    answer = engine._admission.answer(request, lambda event: None)
+    start = tokenizer.special("<|python_start|>")
+    tokens = [ord("x"), ord("a"), start, ord("b"), ord("a"), ord("b")]
+    events = [answer.take(token, -1.0) for token in tokens]
+    assert [event.text for event in events] == ["x", "", "a", "b", "", ""]
+    assert events[-1].finish_reason == "stop"
