@@ -202,8 +202,9 @@ class _Teller:
                 Chats.from_world("midtrain", WORLD_CONVERSATIONS, seed),
                 Chats.from_world("sft", WORLD_CONVERSATIONS, seed),
             )
-        chats = Chats.from_files(self.config.chats)
-        return Texts.from_files(self.config.text), chats, chats
+        home = self.config.home
+        chats = Chats.from_files(self.config.chats, home=home)
+        return Texts.from_files(self.config.text, home=home), chats, chats
 
     def _tokenizer(self, texts: Texts) -> Tokenizer:
         self.chapter(
