@@ -33,6 +33,7 @@ __all__ = [
 
 MAX_MESSAGES = 2**14  # a message takes at least two tokens
 SEED_RANGE = 2**63
+MAX_SEED = 9223372036854776000  # as OpenAI writes it: 2**63, rounded to what a double can say
 SMALLEST_TOP_P = 1e-6  # what OpenAI's 0 means: the likeliest token alone
 
 
@@ -85,7 +86,7 @@ class SampledRequest(_Body):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     """Beyond OpenAI's: logits of tokens that were there are divided by it."""
     logit_bias: Bias = Field(default_factory=dict)
-    seed: int | None = Field(None, ge=-SEED_RANGE, lt=SEED_RANGE)
+    seed: int | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
     """Equal seeds give equal answers. None: another one every time."""
     stop: Stops = ()
     n: int | None = Field(None, ge=1, le=MAX_SAMPLES)

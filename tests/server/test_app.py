@@ -204,7 +204,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
         ({"top_p": 1.5}, "decimal_above_max_value", "top_p"),
         ({"max_tokens": 0}, "integer_below_min_value", "max_tokens"),
         ({"max_tokens": 1.5}, "invalid_type", "max_tokens"),
-        ({"seed": 2**63}, "integer_above_max_value", "seed"),
+        ({"seed": 2**64}, "integer_above_max_value", "seed"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"stream_options": 1}, "invalid_type", "stream_options"),
         ({"n": 0}, "integer_below_min_value", "n"),
