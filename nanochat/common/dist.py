@@ -42,6 +42,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Among those of this machine: which of its devices is ours."""
+    num_local: int = 1
+    """How many ranks this machine has."""
     num_restarts: int = 0
     """How often torchrun has started all ranks anew."""
     watch: Watch | None = field(default=None, compare=False, repr=False)
@@ -167,7 +169,8 @@ def current_world() -> World:
     rank, size = torch_dist.get_rank(), torch_dist.get_world_size()
     num_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     watch = _start_watch(rank, size, num_restarts) if size > 1 else None
-    return World(rank, size, local_rank, num_restarts, watch)
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return World(rank, size, local_rank, num_local, num_restarts, watch)
 
 
 def _start_watch(rank: int, size: int, num_restarts: int) -> Watch:

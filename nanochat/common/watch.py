@@ -22,6 +22,7 @@ BEAT_S = 1.0
 SILENCE_S = 20.0  # a machine that swaps may be away for some seconds
 SILENCE_AFTER_ERROR_S = 3.0  # once a collective has failed, somebody is gone
 GRACE_S = 10.0  # for the main thread to end by itself
+GRACE_WITHOUT_STORE_S = 30.0  # who held it may have ended in order, a little earlier
 FAULT = "fault"
 
 
@@ -40,6 +41,7 @@ class Watch:
         self._has_left = threading.Event()
         self._last_beat, self._heard_s = "", time.monotonic()
         self._num_beats = 0
+        self._grace_s = GRACE_S
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -85,7 +87,7 @@ class Watch:
         while not self._has_left.wait(BEAT_S):
             if self._beat():
                 break
-        if self._fault is None or self._has_left.wait(GRACE_S):
+        if self._fault is None or self._has_left.wait(self._grace_s):
             return
         self.on_fault(self._fault)
         os._exit(1)
@@ -102,6 +104,7 @@ class Watch:
                     self._listen(self._store.get(f"beat/{self._next}").decode())
         except RuntimeError as error:
             self._fault = f"the store of all ranks is gone, with the process that held it ({error})"
+            self._grace_s = GRACE_WITHOUT_STORE_S
         return self._fault is not None
 
     def _listen(self, beat: str) -> None:

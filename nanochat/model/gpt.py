@@ -12,9 +12,11 @@ Source: karpathy/nanochat nanochat/gpt.py, five commits: see config.py.
 Read next: attention.py, init.py (first weights), cost.py (what it costs).
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nanochat.model.attention import CausalAttention
 from nanochat.model.config import GPTConfig
@@ -28,6 +30,9 @@ LARGEST_FIRST_TABLE = 2**16  # positions; a longer context's table grows when it
 class Block(nn.Module):
     """Attention, then MLP, each on the normed stream and added to it."""
 
+    recomputes = False
+    """Whether the backward pass computes this block again instead of keeping what it needs."""
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.norm_eps = config.norm_eps
@@ -38,6 +43,19 @@ class Block(nn.Module):
         self, x_BTD: Tensor, value_embedding: Tensor | None, rotation: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Shapes: x_BTD -> (B, T, D)."""
+        if self.recomputes and torch.is_grad_enabled():
+            arguments = (x_BTD, value_embedding, rotation)
+            return cast(
+                Tensor,
+                checkpoint(  # nothing in a block is random
+                    self._both, *arguments, use_reentrant=False, preserve_rng_state=False
+                ),
+            )
+        return self._both(x_BTD, value_embedding, rotation)
+
+    def _both(
+        self, x_BTD: Tensor, value_embedding: Tensor | None, rotation: tuple[Tensor, Tensor]
+    ) -> Tensor:
         x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.norm_eps), value_embedding, rotation)
         return x_BTD + self.mlp(rms_norm(x_BTD, self.norm_eps))
 
@@ -77,6 +95,12 @@ class GPT(nn.Module):
             min(config.context_len, LARGEST_FIRST_TABLE),
             round_to_bfloat16=config.rope_dtype == "bfloat16",
         )
+
+    def recompute(self, is_on: bool) -> None:
+        """Whether the backward pass computes blocks again: a block then keeps its input alone, and
+        a step takes about a third longer."""
+        for block in self.blocks:
+            block.recomputes = is_on  # type: ignore[assignment]
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Capped logits of the token after each.
@@ -124,6 +148,5 @@ class GPT(nn.Module):
     def _value_embedding(self, layer: int, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
         if not self.config.has_value_embedding(layer):
             return None
-        table = self.value_embeddings[str(layer)]
-        assert isinstance(table, nn.Embedding)
-        return F.embedding(tokens_BT, table.weight).to(dtype)
+        found: Tensor = self.value_embeddings[str(layer)](tokens_BT)
+        return found.to(dtype)

@@ -35,6 +35,12 @@ class StageConfig(CommonOptions):
     """What matrices are multiplied in; weights are kept in float32 always."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: where it can work here and the run is long enough to repay it."""
+    shard_model: Literal["auto", "on", "off"] = "auto"
+    """Cut the weights over the ranks, where a model outgrows a device; auto: where it does, by the
+    estimate. Needs torchrun."""
+    recompute: Literal["auto", "on", "off"] = "auto"
+    """Compute blocks again in the backward pass instead of keeping what it needs: less memory, a
+    third more time; auto: where not even a row fits otherwise."""
     num_steps: int | None = None
     """Optimizer steps. None: from the token budget, or once through the conversations."""
     batch_tokens: int | None = None

@@ -13,16 +13,15 @@ from pathlib import Path
 from nanochat.batches.store import Store
 from nanochat.batches.stream import ConversationStream, validation_batches
 from nanochat.checkpoint.resolve import read, resolve, restore
-from nanochat.common.device import best_device, compute_dtype
-from nanochat.common.dist import current_world
+from nanochat.common.device import best_device
 from nanochat.common.errors import ConfigError
 from nanochat.model.config import Generation, GPTConfig
 from nanochat.train.config import MidtrainConfig
 from nanochat.train.display import Display
 from nanochat.train.loss import bits_per_byte
-from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
-from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, train_stage
+from nanochat.train.recipes import RECIPES
+from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, prepared, train_stage
 
 __all__ = ["ChatStage", "epochs_of", "run_of", "train_on_conversations"]
 
@@ -58,8 +57,7 @@ def train_on_conversations(
     checkpoint = read(path, with_optimizer=True)
     run = config.run or run_of(config.model)
     tokenizer = checkpoint.tokenizer
-    device = best_device(config.device)
-    model = restore(checkpoint, str(path)).to(device)
+    model = restore(checkpoint, str(path))
     stream = stage.stream(model.config.context_len)
     display.note(f"  {stream.report()}")
     plan = plan_chat_stage(
@@ -75,13 +73,9 @@ def train_on_conversations(
         return Finished(
             run=run, stage=stage.name, checkpoint=path, metrics=[], model=model, tokenizer=tokenizer
         )
-    optimizer = Optimizer(
-        model,
-        RECIPES[_generation(model.config)],
-        lr_scale=plan.lr_scale,
-        compute_dtype=compute_dtype(device, config.dtype),
-        world=current_world(),
-    )
+    if not plan.is_sharded:
+        model = model.to(best_device(config.device))
+    optimizer = prepared(config, plan, model, RECIPES[_generation(model.config)])
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)
 

@@ -21,11 +21,15 @@ __all__ = ["examiner"]
 
 
 def examiner(
-    config: StageConfig, model: GPT, tokenizer: Tokenizer, directory: Path, display: Display
+    config: StageConfig,
+    whole: Callable[[], GPT],
+    tokenizer: Tokenizer,
+    directory: Path,
+    display: Display,
 ) -> Callable[[int], dict[str, float]] | None:
     """Step -> {"eval/task": accuracy, "eval/composite": value}; None where no task is named.
 
-    A task that fails is said and left out.
+    `whole` gives the model as it is then.  A task that fails is said and left out.
     Raises: ConfigError for a name that is no task's, before anything is trained.
     """
     if not config.eval_tasks:
@@ -53,6 +57,7 @@ def examiner(
         from nanochat.evals.results import EvalResult, write_results
         from nanochat.evals.runner import run_tasks
 
+        model = whole()
         is_cpu = model.embedding.weight.device.type == "cpu"
         engine = Engine(
             model, tokenizer, format="float32" if is_cpu else "bfloat16", home=config.home

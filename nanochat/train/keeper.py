@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.checkpoint.format import Checkpoint, load_checkpoint, newest_valid
 from nanochat.checkpoint.saver import Saver
@@ -20,6 +20,9 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.display import Display
 from nanochat.train.optim import Optimizer
 from nanochat.train.progress import Progress, to_plain
+
+if TYPE_CHECKING:
+    from nanochat.train.fsdp import ShardedOptimizer
 
 __all__ = ["RunKeeper", "check_alike", "differences"]
 
@@ -32,7 +35,7 @@ class RunKeeper:
     """The stage's."""
     model: GPT
     tokenizer: Tokenizer
-    optimizer: Optimizer
+    optimizer: "Optimizer | ShardedOptimizer"
     about: Mapping[str, Any]
     """What state.json says besides: stage, parent, batch_tokens."""
     identity: Mapping[str, Any]

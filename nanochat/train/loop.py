@@ -18,7 +18,7 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -38,6 +38,9 @@ from nanochat.train.plan import Plan
 from nanochat.train.progress import Progress, from_plain, to_plain
 from nanochat.train.step import LossFunction, Stepper, StepResult
 from nanochat.train.stop import StopSignals
+
+if TYPE_CHECKING:
+    from nanochat.train.fsdp import ShardedOptimizer
 
 __all__ = ["Keeper", "Stage", "Stream", "fit"]
 
@@ -100,7 +103,7 @@ class Stage:
 
     name: str
     model: GPT
-    optimizer: Optimizer
+    optimizer: "Optimizer | ShardedOptimizer"
     stream: Stream
     plan: Plan
     validate: Callable[[], float] | None = None
@@ -160,7 +163,7 @@ class _Loop:
         self.guard = Guard(stage.max_skips)
         self.pending: _Pending | None = None
         device = stage.model.embedding.weight.device
-        peak = peak_flops(device, stage.model.embedding.weight.dtype)
+        peak = peak_flops(device, stage.optimizer.compute_dtype) * stage.world.size
         elapsed_s = self.rows[-1]["elapsed_s"] if self.rows else 0.0
         self.clock = Clock(stage.plan, device, peak, elapsed_s)
         self.stepper = Stepper(
@@ -312,9 +315,11 @@ class _Loop:
 
     def _report_pace(self) -> None:
         """Now and then: which rank do all others wait for?"""
-        if self.progress.step % PACE_EVERY == 0 and self.stage.world.size > 1:
-            if told := self.stepper.pace.report(self.stage.world):
-                self.stage.display.note(f"  step {self.progress.step}: {told}")
+        world, is_sharded = self.stage.world, self.stage.optimizer.is_sharded
+        if world.size == 1 or is_sharded or self.progress.step % PACE_EVERY:
+            return  # ranks that share a model wait for each other in every block
+        if told := self.stepper.pace.report(world):
+            self.stage.display.note(f"  step {self.progress.step}: {told}")
 
     def _stop_if_asked(self, signals: StopSignals) -> None:
         """Raises: Stopped on all ranks, if any got a signal."""

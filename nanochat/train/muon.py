@@ -21,6 +21,8 @@ __all__ = [
     "MuonRecipe",
     "MuonStep",
     "equilibrate",
+    "muon_apply",
+    "muon_direction",
     "muon_update",
     "polar_express",
     "polar_express_rounded",
@@ -79,6 +81,24 @@ def muon_update(
     gradients hold; None is true.
     Shapes: weights, grads, momentum (M, R, C); variance (M, R, 1) if R >= C, else (M, 1, C).
     """
+    x_MRC = muon_direction(grads_MRC, momentum_MRC, variance, step, recipe, matmul_dtype, is_good)
+    rows, columns = weights_MRC.shape[-2:]
+    muon_apply(weights_MRC, x_MRC, step, (rows, columns), is_good)
+
+
+def muon_direction(
+    grads_MRC: Tensor,
+    momentum_MRC: Tensor,
+    variance: Tensor,
+    step: MuonStep,
+    recipe: MuonRecipe,
+    matmul_dtype: torch.dtype,
+    is_good: Tensor | None = None,
+) -> Tensor:
+    """What needs whole matrices: where to, from gradients (overwritten) and moments (moved).
+
+    Shapes: as muon_update -> (M, R, C).
+    """
     applied: Tensor | float = 1.0
     if is_good is not None:
         applied = is_good.to(grads_MRC.dtype)
@@ -92,19 +112,33 @@ def muon_update(
         x_MRC = polar_express_rounded(x_MRC, recipe.slack)
     else:
         x_MRC = polar_express(x_MRC, recipe.slack)
-    x_MRC = x_MRC.to(weights_MRC.dtype)
+    x_MRC = x_MRC.to(momentum_MRC.dtype)
     if recipe.renormalize:
         target = min(x_MRC.shape[-2:]) ** 0.5
         x_MRC.mul_(target / _norm(x_MRC, (-2, -1)).clamp_min(1e-6))
-    x_MRC = reduce_variance(x_MRC, variance, (1 - recipe.beta2) * applied)
-    lr = step.lr * max(1.0, weights_MRC.size(-2) / weights_MRC.size(-1)) ** 0.5
+    return reduce_variance(x_MRC, variance, (1 - recipe.beta2) * applied)
+
+
+def muon_apply(
+    weights: Tensor,
+    directions: Tensor,
+    step: MuonStep,
+    matrix_shape: tuple[int, int],
+    is_good: Tensor | None = None,
+) -> None:
+    """Move weights in place, each by itself: any part of matrices of `matrix_shape` may be given.
+
+    Shapes: weights and directions (overwritten) the same.
+    """
+    rows, columns = matrix_shape
+    lr = step.lr * max(1.0, rows / columns) ** 0.5
     if step.weight_decay:
-        agrees = (x_MRC * weights_MRC) >= 0
-        x_MRC.addcmul_(weights_MRC, agrees.to(x_MRC.dtype), value=step.weight_decay)
+        agrees = (directions * weights) >= 0
+        directions.addcmul_(weights, agrees.to(directions.dtype), value=step.weight_decay)
     if is_good is None:
-        weights_MRC.sub_(x_MRC, alpha=lr)
+        weights.sub_(directions, alpha=lr)
     else:
-        weights_MRC.sub_(x_MRC * (lr * applied))
+        weights.sub_(directions * (lr * is_good.to(weights.dtype)))
 
 
 def equilibrate(x_MRC: Tensor) -> Tensor:

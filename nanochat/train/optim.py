@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from nanochat.common.dist import World
-from nanochat.common.errors import CheckpointError
 from nanochat.model.gpt import GPT
+from nanochat.train.moments import MOMENTS, check_state, moment_shape
 from nanochat.train.muon import MuonStep, muon_update
+from nanochat.train.pieces import Piece, Storage, cut_pieces
 from nanochat.train.recipes import (
     ADAM_EPS,
     RECIPES,
@@ -33,11 +34,9 @@ from nanochat.train.recipes import (
     rates_of,
     role_of,
 )
-from nanochat.train.sharding import Gathered, Reducer, Span, cut, owners, place_in_backward
+from nanochat.train.sharding import Gathered, Reducer, place_in_backward
 
 __all__ = ["RECIPES", "AdamRecipe", "Optimizer", "OptimizerRecipe", "Rates", "Role", "role_of"]
-
-MOMENTS = ("first", "second")
 
 
 class Optimizer:
@@ -47,6 +46,9 @@ class Optimizer:
     here: its matrices and tables become copies in `compute_dtype` of the masters kept in their
     first dtype.  In a world of several ranks every method but the hooks is called by all of them.
     """
+
+    is_sharded = False
+    """Every rank has the whole model."""
 
     def __init__(
         self,
@@ -62,12 +64,14 @@ class Optimizer:
         self._has_grad = dict.fromkeys(self._parameters, False)
         self._rates = rates_of(recipe, self._parameters, model.config.model_dim, lr_scale)
         compute_dtype = compute_dtype or model.embedding.weight.dtype
+        self.compute_dtype = compute_dtype
+        """What matrices are multiplied in."""
         # In float32 runs V3 and V4 round inside of muon_update.
         is_narrow = compute_dtype in (torch.bfloat16, torch.float16)
         self._muon_dtype = torch.bfloat16 if is_narrow else compute_dtype
-        self._storages = [_Storage(names, self._parameters) for names in self._groups()]
+        self._storages = [Storage(names, self._parameters) for names in self._groups()]
         self._grads = {n: grad for each in self._storages for n, grad in each.grads_by_name()}
-        self._pieces = self._cut()
+        self._pieces = cut_pieces(self._storages, self._world.size)
         for storage in self._storages:
             storage.narrow(compute_dtype, is_shared=self._world.size > 1)
         for storage in self._storages:
@@ -77,7 +81,7 @@ class Optimizer:
             piece.settle(self._world.rank)
         for storage in self._storages:
             storage.release()
-        self._segments: dict[str, list[tuple[_Piece, slice, int | slice]]] = {}
+        self._segments: dict[str, list[tuple[Piece, slice, int | slice]]] = {}
         for piece in self._pieces:
             for name, part, index in piece.segments():
                 self._segments.setdefault(name, []).append((piece, part, index))
@@ -194,7 +198,7 @@ class Optimizer:
         self._adam.found_inf = None if is_good is None else (~is_good).float()  # type: ignore[attr-defined]
         self._adam.step()
 
-    def _muon_step(self, piece: "_Piece", muon: MuonStep, is_good: Tensor | None) -> None:
+    def _muon_step(self, piece: Piece, muon: MuonStep, is_good: Tensor | None) -> None:
         if piece.master is None:
             return
         assert all(self._has_grad[name] for name in piece.names), "a matrix without a gradient"
@@ -210,7 +214,7 @@ class Optimizer:
             is_good,
         )
 
-    def _publish(self, piece: "_Piece") -> Any:
+    def _publish(self, piece: Piece) -> Any:
         """From the owner's master to everybody's weights; what is to be waited for, or None."""
         if piece.master is not None and piece.weights.dtype != piece.master.dtype:
             piece.weights.copy_(piece.master)
@@ -245,14 +249,7 @@ class Optimizer:
 
         Raises: CheckpointError naming moments that are missing or have another shape.
         """
-        wanted = {"num_steps"} | {f"{n}/{which}" for n in self._parameters for which in MOMENTS}
-        if missing := sorted(wanted - set(state)):
-            raise CheckpointError(
-                f"optimizer state lacks {len(missing)} moments, such as {missing[0]}"
-            )
-        for name, grads in self._grads.items():
-            for which in MOMENTS:
-                _check_shape(f"{name}/{which}", state, _moment_shape(name, which, grads.shape))
+        check_state(state, {name: grads.shape for name, grads in self._grads.items()})
         self._num_updates.fill_(float(state["num_steps"]))
         for piece in self._own:
             assert piece.master is not None
@@ -279,7 +276,7 @@ class Optimizer:
         ]
         return sum(each.numel() * each.element_size() for each in tensors if each is not None)
 
-    def _moments(self, piece: "_Piece") -> tuple[Tensor | None, Tensor | None]:
+    def _moments(self, piece: Piece) -> tuple[Tensor | None, Tensor | None]:
         if piece.is_matrix or piece.master is None:
             return piece.first, piece.second
         moments = self._adam.state.get(piece.master, {})
@@ -295,7 +292,7 @@ class Optimizer:
     def _gather(self, name: str, which: str) -> Tensor:
         """One weight's master or moment, put together from the owners' pieces at every rank."""
         like = self._grads[name]
-        whole = like.new_empty(_moment_shape(name, which, like.shape))
+        whole = like.new_empty(moment_shape(name, which, like.shape))
         for piece, part, index in self._segments[name]:
             target = whole[part]
             if piece.master is not None:
@@ -318,31 +315,11 @@ class Optimizer:
                 yield [name]
         yield from by_shape.values()
 
-    def _cut(self) -> list["_Piece"]:
-        """All pieces, each with its owner: matrices are dealt out first, because their updates
-        take time, then tables, which take memory alone."""
-        size, loads = self._world.size, [0] * self._world.size
-        found: list[_Piece] = []
-        for is_matrix, num_moments in ((True, 1), (False, 2)):
-            storages = [each for each in self._storages if each.is_matrix == is_matrix]
-            elements = sum(storage.grads.numel() for storage in storages)
-            pieces = [
-                _Piece(storage, span)
-                for storage in storages
-                for span in cut(len(storage.grads), storage.grads[0].numel(), size, elements)
-            ]
-            costs = [piece.grads.numel() * num_moments for piece in pieces]
-            for piece, owner in zip(pieces, owners(costs, loads), strict=True):
-                piece.owner = owner
-            found += pieces
-        order = {storage: index for index, storage in enumerate(self._storages)}
-        return sorted(found, key=lambda piece: (order[piece.storage], piece.span.start))
-
     def _make_reducer(self, num_layers: int) -> Reducer:
         if self._world.size == 1:
             return Reducer([], self._world)
 
-        def when(piece: _Piece) -> int:
+        def when(piece: Piece) -> int:
             return max(place_in_backward(name, num_layers) for name in piece.names)
 
         pieces = sorted(self._pieces, key=when)
@@ -390,98 +367,3 @@ class Optimizer:
 def _is_here(tensor: Tensor) -> bool:
     """Whether reading a tensor waits for no accelerator."""
     return tensor.device.type == "cpu"
-
-
-class _Storage:
-    """Weights that lie together, with their gradients: one table, or matrices of one shape
-    stacked."""
-
-    def __init__(self, names: list[str], parameters: Mapping[str, Tensor]) -> None:
-        self.names, self.role = names, role_of(names[0])
-        self.is_matrix = self.role == "matrix"
-        first = [parameters[name].detach() for name in names]
-        self.masters = torch.stack(first) if self.is_matrix else first[0].clone()
-        """Of all units; once narrowed only the owners keep theirs."""
-        self.weights = self.masters
-        """What the model computes with."""
-        self.grads = torch.empty_like(self.masters)
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether the model computes with copies."""
-        return self.weights.dtype != self.grads.dtype
-
-    def narrow(self, dtype: torch.dtype, *, is_shared: bool) -> None:
-        """Matrices and tables are computed with in this dtype; scalars stay as they are."""
-        if self.role not in ("residual", "input", "smear"):
-            self.weights = self.masters.to(dtype)  # itself where that is its dtype
-        self.is_given_up = self.is_narrow and is_shared
-
-    def release(self) -> None:
-        """Let go of all masters, where their owners have copies."""
-        if self.is_given_up:
-            self.masters = self.masters[:0].clone()
-
-    def grads_by_name(self) -> Iterator[tuple[str, Tensor]]:
-        return self._by_name(self.grads)
-
-    def weights_by_name(self) -> Iterator[tuple[str, Tensor]]:
-        return self._by_name(self.weights)
-
-    def masters_by_name(self) -> Iterator[tuple[str, Tensor]]:
-        return self._by_name(self.masters)
-
-    def _by_name(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        parts = tensor.unbind() if self.is_matrix else [tensor]
-        return zip(self.names, parts, strict=True)
-
-
-class _Piece:
-    """Some units of a storage: what is summed, updated and given away at once."""
-
-    def __init__(self, storage: _Storage, span: Span) -> None:
-        self.storage, self.span, self.owner = storage, span, 0
-        self.role, self.is_matrix = storage.role, storage.is_matrix
-        units = slice(span.start, span.stop)
-        self.names = storage.names[units] if self.is_matrix else storage.names
-        self.grads = storage.grads[units]
-        self.weights = storage.weights[units]
-        self.master: Tensor | None = None
-        """The owner's alone."""
-        self.first: Tensor | None = None
-        self.second: Tensor | None = None
-
-    def settle(self, rank: int) -> None:
-        """Take what an owner has, once owners and dtypes are known."""
-        units = slice(self.span.start, self.span.stop)
-        self.weights = self.storage.weights[units]
-        if self.owner != rank:
-            return
-        masters = self.storage.masters
-        self.master = masters[units].clone() if self.storage.is_given_up else masters[units]
-        if self.is_matrix:
-            num, rows, columns = self.master.shape
-            self.first = torch.zeros_like(self.master)
-            shape = (num, rows, 1) if rows >= columns else (num, 1, columns)
-            self.second = self.master.new_zeros(shape)
-
-    def segments(self) -> Iterator[tuple[str, slice, int | slice]]:
-        """Name, which of its rows, and where these are in a tensor laid out as the piece."""
-        if not self.is_matrix:
-            yield self.names[0], slice(self.span.start, self.span.stop), slice(None)
-            return
-        for index, name in enumerate(self.names):
-            yield name, slice(None), index
-
-
-def _moment_shape(name: str, which: str, shape: torch.Size) -> tuple[int, ...]:
-    """A moment is as large as its weight, but of Muon's second there is one a row, or a column."""
-    if which != "second" or role_of(name) != "matrix":
-        return tuple(shape)
-    rows, columns = shape
-    return (rows, 1) if rows >= columns else (1, columns)
-
-
-def _check_shape(key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
-    if (shape := tuple(state[key].shape)) != expected:
-        raise CheckpointError(f"optimizer state {key} has shape {shape}, expected {expected}")

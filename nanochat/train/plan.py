@@ -15,7 +15,13 @@ from nanochat.common.errors import ConfigError
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import count_parameters, train_flops_per_token
 from nanochat.train.config import MidtrainConfig, PretrainConfig, StageConfig
-from nanochat.train.estimate import activation_bytes_per_token, state_bytes
+from nanochat.train.room import (
+    Hardware,
+    free_bytes,
+    has_to_recompute,
+    outgrows_device,
+    rows_at_once,
+)
 from nanochat.train.schedule import Schedule
 
 __all__ = ["Hardware", "Plan", "plan_chat_stage", "plan_pretrain"]
@@ -32,15 +38,6 @@ CHAT_LR = 0.8  # of pretraining's, karpathy/nanochat chat_sft.py at 92d63d4
 COMPILE_PAYS_TOKENS = (
     5_000_000  # compiling takes about as long as a CPU needs for this share of a run
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hardware:
-    """What the plan needs to know of the machine."""
-
-    device_type: str
-    memory_bytes: int
-    has_compiler: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +58,10 @@ class Plan:
     save_every: int = 0
     """Steps between checkpoints; 0: only at the end."""
     is_compiled: bool
+    is_sharded: bool = False
+    """Whether each rank has a share of the model only."""
+    recomputes: bool = False
+    """Whether the backward pass computes blocks again."""
     flops_per_token: int
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -87,6 +88,8 @@ class Plan:
             "learning rates": f"x {self.lr_scale * self.schedule.peak_lr:.4f}",
             "weight decay": f"{self.schedule.weight_decay:.4f}",
             "compiled": "yes" if self.is_compiled else "no",
+            "sharded": "yes" if self.is_sharded else "no",
+            "recomputed": "yes" if self.recomputes else "no",
         }
         return [(name, value, self.reasons.get(name, "")) for name, value in values.items()]
 
@@ -106,6 +109,8 @@ class Plan:
             "eval_every": self.eval_every,
             "save_every": self.save_every,
             "is_compiled": self.is_compiled,
+            "is_sharded": self.is_sharded,
+            "recomputes": self.recomputes,
             "flops_per_token": self.flops_per_token,
             "reasons": self.reasons,
         }
@@ -207,7 +212,12 @@ def _finish(
 ) -> Plan:
     num_steps = schedule.num_steps
     num_tokens = num_steps * batch_rows * model_config.context_len
-    device_rows = config.device_batch_rows or _device_rows(model_config, hardware, reasons)
+    is_sharded = outgrows_device(config, model_config, hardware, reasons)
+    recomputes = has_to_recompute(config, model_config, hardware, reasons, is_sharded=is_sharded)
+    free = free_bytes(model_config, hardware, is_sharded=is_sharded)
+    device_rows = config.device_batch_rows or rows_at_once(
+        model_config, hardware, reasons, free=free, recomputes=recomputes
+    )
     eval_every = config.eval_every if config.eval_every is not None else max(1, num_steps // 4)
     return Plan(
         num_steps=num_steps,
@@ -218,7 +228,9 @@ def _finish(
         schedule=schedule,
         eval_every=eval_every,
         save_every=config.save_every if config.save_every is not None else eval_every,
-        is_compiled=_is_compiled(config, hardware, num_tokens, reasons),
+        is_compiled=_is_compiled(config, hardware, num_tokens, is_sharded, reasons),
+        is_sharded=is_sharded,
+        recomputes=recomputes,
         flops_per_token=train_flops_per_token(model_config),
         reasons=reasons,
     )
@@ -253,24 +265,16 @@ def _warmup(config: StageConfig, num_steps: int) -> int:
     return config.warmup_steps if config.warmup_steps is not None else min(40, num_steps // 10)
 
 
-def _device_rows(model_config: GPTConfig, hardware: Hardware, reasons: dict[str, str]) -> int:
-    if hardware.device_type == "cpu":
-        reasons["at once"] = (
-            "about 4,096 tokens: their activations stay near the processor's caches"
-        )
-        return max(1, 4096 // model_config.context_len)
-    per_token = activation_bytes_per_token(model_config)
-    free = max(0.0, 0.7 * hardware.memory_bytes - state_bytes(model_config))
-    rows = max(1, int(free / (per_token * model_config.context_len)))
-    reasons["at once"] = (
-        f"{per_token * model_config.context_len / 2**30:.2f} GiB of activations a row"
-    )
-    return int(min(64, 2 ** int(math.log2(rows))))
-
-
 def _is_compiled(
-    config: StageConfig, hardware: Hardware, num_tokens: int, reasons: dict[str, str]
+    config: StageConfig,
+    hardware: Hardware,
+    num_tokens: int,
+    is_sharded: bool,
+    reasons: dict[str, str],
 ) -> bool:
+    if is_sharded:
+        reasons["compiled"] = "a sharded model is computed without"
+        return False
     if config.compile == "off" or hardware.device_type == "mps":
         reasons["compiled"] = "switched off" if config.compile == "off" else "MPS runs plain"
         return False

@@ -9,8 +9,7 @@ import torch
 
 from nanochat.batches.store import Store
 from nanochat.batches.stream import PackedStream, validation_batches
-from nanochat.common.device import best_device, compute_dtype
-from nanochat.common.dist import current_world
+from nanochat.common.device import best_device
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.init import initialize
@@ -18,9 +17,9 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import PretrainConfig
 from nanochat.train.display import Display
 from nanochat.train.loss import bits_per_byte
-from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.plan import Plan, plan_pretrain
-from nanochat.train.stages import Finished, StageWork, hardware_of, train_stage
+from nanochat.train.recipes import RECIPES
+from nanochat.train.stages import Finished, StageWork, hardware_of, prepared, train_stage
 
 __all__ = ["model_config_of", "plan_of", "pretrain"]
 
@@ -57,17 +56,10 @@ def pretrain(
     """A base model trained from nothing on the documents of `train`."""
     run = config.run or f"d{config.depth}"
     model_config, plan = plan_of(config, tokenizer.vocab_size)
-    device = best_device(config.device)
-    with torch.device(device):
+    with torch.device("cpu" if plan.is_sharded else best_device(config.device)):
         model = GPT(model_config)
     initialize(model, config.generation, config.seed)
-    optimizer = Optimizer(
-        model,
-        RECIPES[config.generation],
-        lr_scale=plan.lr_scale,
-        compute_dtype=compute_dtype(device, config.dtype),
-        world=current_world(),
-    )
+    optimizer = prepared(config, plan, model, RECIPES[config.generation])
 
     def validate() -> float:
         batches = validation_batches(

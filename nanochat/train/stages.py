@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -41,8 +42,20 @@ from nanochat.train.loop import Stage, Stream, fit
 from nanochat.train.optim import Optimizer
 from nanochat.train.plan import Hardware, Plan
 from nanochat.train.progress import Progress
+from nanochat.train.recipes import OptimizerRecipe
 
-__all__ = ["Finished", "StageWork", "dry_run", "hardware_of", "open_stage", "train_stage"]
+if TYPE_CHECKING:
+    from nanochat.train.fsdp import ShardedOptimizer
+
+__all__ = [
+    "Finished",
+    "StageWork",
+    "dry_run",
+    "hardware_of",
+    "open_stage",
+    "prepared",
+    "train_stage",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +83,7 @@ class StageWork:
     run: str
     model: GPT
     tokenizer: Tokenizer
-    optimizer: Optimizer
+    optimizer: "Optimizer | ShardedOptimizer"
     stream: Stream
     plan: Plan
     validate: Callable[[], float] | None
@@ -86,12 +99,32 @@ class StageWork:
 
 def hardware_of(config: StageConfig) -> Hardware:
     """The machine as a plan sees it."""
-    device = best_device(config.device)
+    device, world = best_device(config.device), current_world()
+    sharing = world.num_local if device.type == "cpu" else 1
     return Hardware(
         device_type=device.type,
-        memory_bytes=total_memory_bytes(device),
+        memory_bytes=total_memory_bytes(device) // sharing,
         has_compiler=find_compiler() is not None,
+        num_ranks=world.size,
     )
+
+
+def prepared(
+    config: StageConfig, plan: Plan, model: GPT, recipe: OptimizerRecipe
+) -> "Optimizer | ShardedOptimizer":
+    """The model made ready to be trained as the plan says, and its optimizer.
+
+    A model that is to be sharded is still in host memory; any other is on its device.
+    """
+    device, world = best_device(config.device), current_world()
+    dtype = compute_dtype(device, config.dtype)
+    model.recompute(plan.recomputes)
+    if not plan.is_sharded:
+        return Optimizer(model, recipe, lr_scale=plan.lr_scale, compute_dtype=dtype, world=world)
+    from nanochat.train.fsdp import ShardedOptimizer, shard_model
+
+    shard_model(model, world, device, dtype)
+    return ShardedOptimizer(model, recipe, world, lr_scale=plan.lr_scale, compute_dtype=dtype)
 
 
 def open_stage(config: StageConfig, run: str, stage: str) -> Path:
@@ -129,7 +162,7 @@ def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finis
 
 def _train(config: StageConfig, work: StageWork, directory: Path, display: Display) -> Finished:
     world, plan = current_world(), work.plan
-    examine = examiner(config, work.model, work.tokenizer, directory, display)
+    examine = examiner(config, lambda: _whole(work), work.tokenizer, directory, display)
     retention = Retention(keep_last=config.keep_last, keep_every=config.keep_every)
     keeper = RunKeeper(
         directory=directory,
@@ -180,6 +213,16 @@ def _train(config: StageConfig, work: StageWork, directory: Path, display: Displ
     )
 
 
+def _whole(work: StageWork) -> GPT:
+    """The model, put together where it is sharded."""
+    if not work.optimizer.is_sharded:
+        return work.model
+    with torch.device(work.model.embedding.weight.device):
+        whole = GPT(work.model.config)
+    whole.load_state_dict(dict(work.optimizer.masters()))
+    return whole.to(work.optimizer.compute_dtype).eval()
+
+
 def _tell(
     config: StageConfig,
     work: StageWork,
@@ -208,6 +251,9 @@ def dry_run(config: StageConfig, plan: Plan, model_config: GPTConfig, display: D
         num_tokens=plan.num_steps * plan.batch_tokens,
         device_tokens=plan.device_batch_rows * plan.context_len,
         flops_per_s=peak_flops(device, compute_dtype(device, config.dtype)),
+        num_ranks=current_world().size,
+        is_sharded=plan.is_sharded,
+        recomputes=plan.recomputes,
     )
     _show([*plan.lines(), *estimates], display)
 
@@ -224,14 +270,14 @@ def _write_plan(directory: Path, plan: Plan) -> None:
 
 def _identity(config: StageConfig, work: StageWork) -> dict[str, object]:
     """What decides the numbers of a run, and so must be the same when it goes on."""
-    plan, weight = work.plan, work.model.embedding.weight
+    plan = work.plan
     identity = {
         "model": work.model.config.to_json(),
         "tokenizer": work.tokenizer.content_hash,
         "data": work.stream.fingerprint,
         "parent": work.parent_name,
         "seed": config.seed,
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(work.optimizer.compute_dtype).removeprefix("torch."),
         "plan": {
             "num_steps": plan.num_steps,
             "batch_rows": plan.batch_rows,

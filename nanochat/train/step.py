@@ -8,18 +8,21 @@ Read next: optim.py (the update), loop.py (what follows from a result).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nanochat.batches.batch import Batch, micro_batches
+from nanochat.batches.batch import IGNORE, Batch, micro_batches
 from nanochat.common.device import is_out_of_memory
 from nanochat.common.dist import World
 from nanochat.common.errors import TrainingError
 from nanochat.model.gpt import GPT
 from nanochat.train.optim import Optimizer, Rates
 from nanochat.train.pace import Pace
+
+if TYPE_CHECKING:
+    from nanochat.train.fsdp import ShardedOptimizer
 
 __all__ = ["LossFunction", "StepResult", "Stepper"]
 
@@ -47,7 +50,7 @@ class Stepper:
     def __init__(
         self,
         model: GPT,
-        optimizer: Optimizer,
+        optimizer: "Optimizer | ShardedOptimizer",
         compute: LossFunction,
         *,
         device_rows: int,
@@ -61,9 +64,9 @@ class Stepper:
         self._world = world or World()
         self.pace = Pace(model.embedding.weight.device)
         """How long this rank's own part takes."""
-        weight = model.embedding.weight
-        self._device = weight.device
-        self._nothing = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
+        self._device = model.embedding.weight.device
+        wide = torch.promote_types(optimizer.compute_dtype, torch.float32)
+        self._nothing = torch.zeros((), dtype=wide, device=self._device)
 
     def step(self, batch: Batch, rates: Rates) -> StepResult:
         """The weights moved by one batch.
@@ -97,6 +100,11 @@ class Stepper:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._optimizer.is_sharded:  # others are waiting in the middle of a pass
+                    raise TrainingError(
+                        f"out of memory with {self.device_rows} rows at once of a sharded model on "
+                        f"{self._device}: lower --device-batch-rows, or pass --recompute on"
+                    ) from error
                 failure = error
             gradients = self._optimizer.gradients()  # sums that others wait for are carried out
             # One rank without memory is enough: all take the same, smaller parts.
@@ -106,8 +114,7 @@ class Stepper:
 
     def _loss_in_parts(self, batch: Batch, num_targets: int) -> Tensor:
         losses = []
-        parts = micro_batches(batch, self.device_rows, self._multiple)
-        trained = [part for part in parts if part.num_targets > 0]
+        trained = self._parts(batch)
         for index, part in enumerate(trained):
             if index == len(trained) - 1:
                 self._optimizer.expect_last_part()
@@ -119,6 +126,17 @@ class Stepper:
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses).sum() if losses else self._nothing.clone()
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """What is computed one after the other; of a sharded model, whose weights come together
+        part by part, as many on every rank, the last ones without targets."""
+        parts = micro_batches(batch, self.device_rows, self._multiple)
+        trained = [part for part in parts if part.num_targets > 0]
+        if self._optimizer.is_sharded:
+            num_idle = self._world.largest(len(trained)) - len(trained)
+            tokens_BT = torch.zeros((1, batch.inputs_BT.shape[1]), dtype=torch.int64)
+            trained += [Batch(tokens_BT, torch.full_like(tokens_BT, IGNORE))] * num_idle
+        return trained
 
     def _halve(self, batch: Batch, failure: BaseException | None) -> None:
         self._optimizer.discard_gradients()

@@ -28,7 +28,7 @@ def test_scores_have_names_for_the_metrics_and_samples_stay_beside_the_stage(
     model = random_model().train()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     state = torch.get_rng_state()
-    examine = examiner(config, model, tiny_tokenizer, stage, Display(is_quiet=True))
+    examine = examiner(config, lambda: model, tiny_tokenizer, stage, Display(is_quiet=True))
     assert examine is not None
     scores = examine(7)
     assert set(scores) == {"eval/copa", "eval/winograd", "eval/bits_per_byte"}
@@ -43,7 +43,7 @@ def test_no_task_no_examination_and_a_wrong_name_ends_before_training(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     display = Display(is_quiet=True)
-    assert examiner(PretrainConfig(), random_model(), tiny_tokenizer, tmp_path, display) is None
+    assert examiner(PretrainConfig(), random_model, tiny_tokenizer, tmp_path, display) is None
     with pytest.raises(ConfigError, match="no task is called 'cope'"):
         examiner(
             PretrainConfig(eval_tasks=("cope",)), random_model(), tiny_tokenizer, tmp_path, display

@@ -21,6 +21,7 @@ from nanochat.common import watch as watch_module
 from nanochat.common.dist import World, current_world
 from nanochat.common.errors import ConfigError, TrainingError
 from nanochat.common.watch import Watch
+from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import loop
 from nanochat.train.keeper import check_alike
 from nanochat.train.loop import fit
@@ -235,7 +236,16 @@ def test_ranks_that_differ_are_found(tmp_path: Path) -> None:
 def command(home: Path, *more: str) -> list[str]:
     return [
         *("pretrain", "--home", str(home), "--run", "tiny", "--world-chars", "20000"),
-        *("--vocab-size", "300", "--depth", "2", "--context-len", "64", "--head-dim", "16"),
+        *(
+            "--tokenizer",
+            str(home.parent / "tokenizer.json"),
+            "--depth",
+            "2",
+            "--context-len",
+            "64",
+            "--head-dim",
+            "16",
+        ),
         *("--aspect-ratio", "16", "--num-steps", "40", "--batch-tokens", "256", "--device", "cpu"),
         *("--dtype", "float32", "--compile", "off", "--save-every", "10", "--eval-every", "20"),
         *("--eval-tokens", "256", *more),
@@ -258,10 +268,11 @@ TASKS["pretrain"] = _pretrain
 
 @pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
 def test_torchrun_restarts_after_a_rank_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two ranks is killed in the middle of a step after step 12; the job goes on from
     its last checkpoint by itself, and ends with the losses of one that nobody disturbed."""
+    tiny_tokenizer.save(tmp_path / "tokenizer.json")  # training one has threads, which do not fork
     monkeypatch.setenv("UNDISTURBED", str(tmp_path / "undisturbed"))
     assert [code for code, _ in in_ranks(2, "pretrain", tmp_path)] == [0, 0]
     stage = tmp_path / "disturbed" / "runs" / "tiny" / "pretrain"

@@ -101,7 +101,8 @@ def test_what_is_said_is_done() -> None:
     assert (found.num_steps, found.batch_rows, found.batch_tokens) == (77, 4, 8192)  # whole rows
     assert (found.device_batch_rows, found.eval_every, found.is_compiled) == (3, 9, False)
     assert (found.schedule.peak_lr, found.schedule.warmup_steps) == (0.5, 5)
-    assert set(found.reasons) == {"learning rates", "weight decay", "compiled"}
+    said = {"learning rates", "weight decay", "compiled", "sharded", "recomputed"}
+    assert set(found.reasons) == said
     assert plan(num_steps=77).schedule.warmup_steps == 7
     assert plan(num_steps=77).eval_every == 19
     assert plan(num_steps=3).eval_every == 1
@@ -225,3 +226,36 @@ def test_settings_of_the_chat_stages_too(config_type: type[MidtrainConfig]) -> N
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="text_share is .*, expected 0 to less than 1"):
             config_type(model="d2", text_share=share)
+
+
+@pytest.mark.req("FR-016", "EC-1")
+def test_what_outgrows_a_device_is_sharded_and_recomputed() -> None:
+    """Depth 40 is 6.3 billion weights at this vocabulary: 6 bytes of each alone fill 35 GiB."""
+    small = dataclasses.replace(GPU, memory_bytes=80 * 2**30)
+    whole, alone = plan(24, small), plan(40, small)
+    assert (whole.is_sharded, whole.recomputes) == (False, False)
+    assert not alone.is_sharded and alone.recomputes  # there is nobody to share with
+    assert alone.reasons["sharded"] == "one process holds all of the model"
+    eight = dataclasses.replace(small, num_ranks=8)
+    shared = plan(24, eight)
+    assert not shared.is_sharded and shared.device_batch_rows >= whole.device_batch_rows
+    assert shared.reasons["sharded"].startswith("whole on each rank it takes 9.7 GiB of")
+    tight = dataclasses.replace(eight, memory_bytes=48 * 2**30)
+    cut = plan(40, tight)
+    assert cut.is_sharded and not cut.is_compiled
+    assert "and leaves no row room in 33.6 GiB" in cut.reasons["sharded"]
+    assert cut.reasons["compiled"] == "a sharded model is computed without"
+    cramped = plan(24, dataclasses.replace(eight, memory_bytes=17 * 2**30))
+    assert cramped.recomputes and "GiB are free for them" in cramped.reasons["recomputed"]
+    assert plan(12, eight, shard_model="on", recompute="on").to_json()["is_sharded"]
+    assert not plan(40, tight, shard_model="off", recompute="off").recomputes
+    lines = {name: value for name, value, _ in cut.lines()}
+    assert lines["sharded"] == "yes" and lines["recomputed"] in ("yes", "no")
+
+
+@pytest.mark.req("FR-016")
+def test_sharding_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is one process: start several with torchrun"):
+        plan(shard_model="on")
+    with pytest.raises(ConfigError, match="a sharded model is computed without"):
+        plan(hardware=dataclasses.replace(GPU, num_ranks=2), shard_model="on", compile="on")
