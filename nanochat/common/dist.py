@@ -165,9 +165,12 @@ def current_world() -> World:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch_dist.init_process_group(backend, timeout=TIMEOUT)
-    rank, size = torch_dist.get_rank(), torch_dist.get_world_size()
     num_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    place = torch_dist.rendezvous("env://", timeout=TIMEOUT)  # type: ignore[attr-defined]
+    store, rank, size = next(place)
+    # torchrun's store outlives a restart, and with it the addresses of those who were there before.
+    store = torch_dist.PrefixStore(f"start{num_restarts}", store)  # type: ignore[attr-defined]
+    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     watch = _start_watch(rank, size, num_restarts) if size > 1 else None
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return World(rank, size, local_rank, num_local, num_restarts, watch)
