@@ -197,6 +197,11 @@ def test_a_world_of_one_can_be_sharded_too(
     try:
         sharded = sharded_stage(World(), device=device, dtype=torch.float32, num_steps=6)
         found = report(sharded)
+        sharded.optimizer.load_masters(found["weights"])
+        sharded.optimizer.load_state(found["moments"])
+        assert sharded.optimizer.num_steps == 6
+        for name, moment in sharded.optimizer.state().items():
+            assert torch.equal(moment, found["moments"][name])
     finally:
         torch_dist.destroy_process_group()
     whole = report(whole_stage(num_steps=6, dtype=torch.float32))
