@@ -29,7 +29,7 @@ from nanochat.server.deadlines import Deadlines, connection_type
 __all__ = ["Drains", "Place", "reserve", "serve_app"]
 
 # The engine's thread gives Python's lock up at every operator; at the usual 5 ms it waits for the
-# event loop longer than it computes: 1.2 to 2 times the tokens per second with 16 users.
+# event loop longer than it computes (dev/LOG.md has what little was measured).
 SWITCH_INTERVAL_S = 0.0005
 LAST_WORDS_S = 2.0  # for telling those who are cut off
 

@@ -24,7 +24,8 @@ from nanochat.model.init import initialize
 pytestmark = pytest.mark.req("FR-068")
 
 CPU = torch.device("cpu")
-SMALL = ["--depth", "2", "--vocab-size", "300", "--context", "40", "--num-steps", "5",
+# Whole stretches of four: the best of all stretches is then at least as fast as the mean.
+SMALL = ["--depth", "2", "--vocab-size", "300", "--context", "40", "--num-steps", "8",
          "--head-dim", "32", "--device", "cpu", "--dtype", "float32"]  # fmt: skip
 
 FAKE_ENGINE = """
@@ -77,7 +78,7 @@ def test_ours_beside_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         read = result["weight_bytes"] + row["batch_size"] * result["kv_bytes_per_row"]
         share = read * row["tokens_per_s"] / row["batch_size"] / 1e10
         assert row["bandwidth_share"] == pytest.approx(share) and row["ttft_s"] > 0
-        assert min(row["tokens_per_s"], row["tokens_per_s_mean"]) > 0
+        assert row["tokens_per_s"] >= row["tokens_per_s_mean"] > 0
     assert list(result["peers"]) == ["nanochat_float32", "nanochat_bfloat16"]
     for name, rows in result["peers"].items():
         rate = result["rows"][1]["tokens_per_s"] / rows[1]["tokens_per_s"]

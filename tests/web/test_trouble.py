@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from nanochat.common.errors import EngineError, Overloaded
 from tests.web.conftest import View
@@ -163,7 +164,7 @@ def test_the_models_are_looked_for_again(new_view: Callable[..., View]) -> None:
     view.page.unroute("**/v1/models")
     view.page.get_by_role("button", name="Try again").click()
     view.page.locator("#notice .problem").wait_for(state="detached")
-    assert view.page.input_value("#model") == "stage"
+    expect(view.page.locator("#model")).to_have_value("stage")
 
 
 def test_an_answer_that_is_no_json_is_an_error_in_words(view: View) -> None:
