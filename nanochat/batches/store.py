@@ -38,9 +38,12 @@ __all__ = [
     "Progress",
     "Store",
     "TokenStore",
+    "Vocabulary",
     "cached_store",
+    "token_dtype",
     "tokenize_conversations",
     "tokenize_corpus",
+    "write_tokens",
 ]
 
 # Encoded at once: 100 MB of Python integers at worst, and enough to keep 16 threads busy.
@@ -57,8 +60,8 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-class Encoder(Protocol):
-    """What a store needs of a tokenizer; `nanochat.tokenizer.tokenizer.Tokenizer` is one."""
+class Vocabulary(Protocol):
+    """What a store says of the tokenizer its tokens are from."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -66,6 +69,11 @@ class Encoder(Protocol):
     def bos(self) -> int: ...
     @property
     def content_hash(self) -> str: ...
+
+
+class Encoder(Vocabulary, Protocol):
+    """What a store needs of a tokenizer; `nanochat.tokenizer.tokenizer.Tokenizer` is one."""
+
     def encode_batch(
         self, texts: Sequence[str], num_threads: int | None = None
     ) -> list[list[int]]: ...
@@ -138,7 +146,7 @@ class TokenStore:
                 f"{directory}: made by tokenizer {index['tokenizer_hash'][:12]}, but this one is "
                 f"{tokenizer.content_hash[:12]}: tokenize the corpus again"
             )
-        dtype = _token_dtype(index["vocab_size"])
+        dtype = token_dtype(index["vocab_size"])
         for name, entry in index["files"].items():
             _check_size(directory / name, entry["bytes"])
         offsets = _mapped(directory / "offsets.bin", np.dtype(np.int64))
@@ -234,6 +242,25 @@ def tokenize_conversations(
     return TokenStore.open(directory, tokenizer)
 
 
+def write_tokens(
+    chunks: Iterable[tuple[Tokens, Indices]],
+    vocabulary: Vocabulary,
+    directory: Path,
+    *,
+    num_characters: int,
+) -> TokenStore:
+    """Documents that are tokens already, in a new store at `directory`.
+
+    A chunk is whole documents one after another, <|bos|> first in each, and their lengths.
+    Raises: DataError when there is no document, or the directory is taken.
+    """
+    with _writing(directory, vocabulary, "documents") as writer:
+        for tokens, lengths in chunks:
+            writer.add_all(tokens, lengths)
+        writer.num_characters = num_characters
+    return TokenStore.open(directory)
+
+
 def cached_store(
     root: Path, identity: str, tokenizer: Encoder, write: Callable[[Path], TokenStore]
 ) -> TokenStore:
@@ -260,7 +287,7 @@ def cached_store(
 
 
 @contextlib.contextmanager
-def _writing(directory: Path, tokenizer: Encoder, kind: Kind) -> Iterator["_Writer"]:
+def _writing(directory: Path, tokenizer: Vocabulary, kind: Kind) -> Iterator["_Writer"]:
     """A store under construction; it is at `directory` when the block ends without an exception."""
     if directory.exists():
         raise DataError(f"{directory} exists already, expected a free place for tokens: delete it")
@@ -301,16 +328,16 @@ def _put_in_place(temporary: Path, directory: Path, fingerprint: str) -> None:
 class _Writer:
     """The files of a store while they grow."""
 
-    def __init__(self, directory: Path, tokenizer: Encoder, kind: Kind) -> None:
+    def __init__(self, directory: Path, tokenizer: Vocabulary, kind: Kind) -> None:
         self._directory = directory
         self._tokenizer = tokenizer
         self._kind = kind
-        self._dtype = _token_dtype(tokenizer.vocab_size)
+        self._dtype = token_dtype(tokenizer.vocab_size)
         self.counts: Counter[str] = Counter()
         self.num_documents = 0
         self.num_tokens = 0
         self._num_trained = 0
-        self._num_characters = 0
+        self.num_characters = 0
         names = ["tokens.bin", "offsets.bin", *(["mask.bin"] if kind == "conversations" else [])]
         self._files = {name: _HashedFile(directory / name) for name in names}
         self._files["offsets.bin"].write(np.zeros(1, np.int64))
@@ -322,8 +349,17 @@ class _Writer:
         self.num_tokens += len(tokens)
         self.num_documents += 1
         self._num_trained += len(tokens) - 1 if mask is None else sum(mask)
-        self._num_characters += num_characters
+        self.num_characters += num_characters
         self._files["offsets.bin"].write(np.array([self.num_tokens], np.int64))
+
+    def add_all(self, tokens: Tokens, lengths: Indices) -> None:
+        """Several documents, all of their tokens trained."""
+        assert len(tokens) == lengths.sum(), f"{len(tokens)} tokens, lengths of {lengths.sum()}"
+        self._files["tokens.bin"].write(tokens.astype(self._dtype, copy=False))
+        self._files["offsets.bin"].write(self.num_tokens + np.cumsum(lengths, dtype=np.int64))
+        self.num_tokens += len(tokens)
+        self.num_documents += len(lengths)
+        self._num_trained += len(tokens) - len(lengths)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:  # all of them, also when one cannot be flushed
@@ -343,7 +379,7 @@ class _Writer:
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,
             "num_trained_tokens": self._num_trained,
-            "num_characters": self._num_characters,
+            "num_characters": self.num_characters,
             "vocab_size": self._tokenizer.vocab_size,
             "bos": self._tokenizer.bos,
             "tokenizer_hash": self._tokenizer.content_hash,
@@ -444,7 +480,8 @@ def _read_index(directory: Path) -> dict[str, Any]:
     return {name: index[name] for name in _FIELDS}
 
 
-def _token_dtype(vocab_size: int) -> np.dtype[Any]:
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16, or uint32 where the vocabulary has more than 65,536 tokens."""
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
