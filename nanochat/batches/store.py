@@ -39,7 +39,9 @@ __all__ = [
     "Store",
     "TokenStore",
     "Vocabulary",
+    "cache_place",
     "cached_store",
+    "kept_store",
     "token_dtype",
     "tokenize_conversations",
     "tokenize_corpus",
@@ -267,11 +269,26 @@ def cached_store(
     """The store for (identity, tokenizer) under `root`, written by `write` the first time.
 
     `identity` says what the text is: the corpus fingerprint and whatever chose a part of
-    it.  Several processes may ask at once: one writes, the others wait and read.  What an
+    it.
+    """
+    return kept_store(cache_place(root, identity, tokenizer), tokenizer, write)
+
+
+def cache_place(root: Path, identity: str, vocabulary: Vocabulary) -> Path:
+    """Where `cached_store` keeps the tokens of a text."""
+    parts = [str(FORMAT), identity, vocabulary.content_hash]
+    return root / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def kept_store(
+    directory: Path, tokenizer: Encoder, write: Callable[[Path], TokenStore]
+) -> TokenStore:
+    """The store at `directory`, written by `write` where there is none.
+
+    Several processes may ask at once: one writes, the others wait and read.  What an
     interrupted writer left is removed, what does not open is written again.
     """
-    parts = [str(FORMAT), identity, tokenizer.content_hash]
-    directory = root / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    root = directory.parent
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / f"{directory.name}.lock") as is_alone:
         if directory.exists():
