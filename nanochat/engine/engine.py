@@ -33,6 +33,7 @@ from nanochat.engine.forward import FormatName, Forward
 from nanochat.engine.groups import Group, TextScore, score_groups
 from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
 from nanochat.engine.late import Chosen
+from nanochat.engine.openmp import release_helpers
 from nanochat.engine.request import NO_TOKEN, BeyondContext, PromptLogprob, Request, TokenEvent
 from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
@@ -111,6 +112,7 @@ class Engine:
         if runs_ahead is None:
             runs_ahead = self.forward.device.type == "cuda"
         self._runs_ahead = runs_ahead
+        release_helpers()  # of the thread that loaded the model
 
     @property
     def context_len(self) -> int:
@@ -207,7 +209,10 @@ class Engine:
         """
         for group in groups:
             self._admission.group(group, beyond_context)
-        return score_groups(self.forward, groups)
+        try:
+            return score_groups(self.forward, groups)
+        finally:
+            release_helpers()
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Have the events of a request delivered: the last of every answer has a finish_reason, or
@@ -234,6 +239,7 @@ class Engine:
                     raise EngineError(f"request {name!r} is running already: give each its own id")
                 self._active[name] = 1
             if self._worker is None:
+                release_helpers()
                 worker = threading.Thread(target=self._work, name="nanochat-engine")
                 worker.start()  # it waits for the lock
                 self._worker = worker
