@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nanochat.common.errors import DataError
+from nanochat.common.quote import quoted
 
 __all__ = [
     "Conversation",
@@ -53,7 +54,7 @@ def conversation_from_json(messages: Sequence[Any], where: str = "conversation")
              {"type", "text"}.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError(f"{where}: expected a non-empty list of messages, got {_short(messages)}")
+        raise DataError(f"{where}: expected a non-empty list of messages, got {quoted(messages)}")
     return tuple(
         _message(message, f"{where}, message {index}") for index, message in enumerate(messages)
     )
@@ -74,17 +75,17 @@ def conversation_to_json(conversation: Conversation) -> list[dict[str, Any]]:
 
 def _message(raw: Any, where: str) -> Message:
     if not isinstance(raw, Mapping) or "role" not in raw or "content" not in raw:
-        raise DataError(f'{where}: expected {{"role": ..., "content": ...}}, got {_short(raw)}')
+        raise DataError(f'{where}: expected {{"role": ..., "content": ...}}, got {quoted(raw)}')
     role, content = raw["role"], raw["content"]
     if role not in get_args(Role):
         raise DataError(
-            f"{where}: role is {_short(role)}, expected one of {', '.join(get_args(Role))}"
+            f"{where}: role is {quoted(role)}, expected one of {', '.join(get_args(Role))}"
         )
     if isinstance(content, str):
         return Message(role, content)
     if role == "assistant" and isinstance(content, list) and content:
         return Message(role, tuple(_part(part, where) for part in content))
-    raise DataError(f"{where}: content of a {role} message must be a string, got {_short(content)}")
+    raise DataError(f"{where}: content of a {role} message must be a string, got {quoted(content)}")
 
 
 def _part(raw: Any, where: str) -> Part:
@@ -96,10 +97,5 @@ def _part(raw: Any, where: str) -> Part:
         return Part(raw["type"], raw["text"])
     raise DataError(
         f'{where}: expected a part {{"type": "text"|"python"|"python_output", "text": ...}}, '
-        f"got {_short(raw)}"
+        f"got {quoted(raw)}"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanochat.common.errors import DataError
 from nanochat.common.messages import Conversation, Part
-from nanochat.corpus.conversations import read_conversations, shape_of
+from nanochat.corpus.conversations import read_conversations
 from nanochat.corpus.documents import read_documents
 from nanochat.corpus.files import (
     COMPRESSIONS,
@@ -25,6 +25,7 @@ from nanochat.corpus.files import (
     read_records,
 )
 from nanochat.corpus.places import find_places
+from nanochat.corpus.shapes import shape_of
 from nanochat.corpus.tables import TableFacts, table_facts
 
 __all__ = ["FileFacts", "SurveyOptions", "survey"]

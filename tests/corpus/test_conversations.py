@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from nanochat.common.errors import DataError
 from nanochat.common.messages import Conversation, Message, Part, conversation_to_json
+from nanochat.corpus.choices import multiple_choice_prompt
 from nanochat.corpus.conversations import (
-    SHAPES,
-    calculator_parts,
     find_conversation_files,
-    multiple_choice_prompt,
     read_conversations,
     split_conversations,
 )
 from nanochat.corpus.files import ReadReport
+from nanochat.corpus.shapes import SHAPES, calculator_parts
 from nanochat.corpus.split import SplitRule
 from nanochat.tokenizer.chat import render_training
 from nanochat.tokenizer.tokenizer import Tokenizer
