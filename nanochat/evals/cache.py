@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from nanochat.common.files import write_json_atomically
 from nanochat.common.messages import conversation_to_json
-from nanochat.evals.results import verdict_from_json, verdict_to_json
+from nanochat.evals.records import verdict_from_json, verdict_to_json
 from nanochat.evals.task import Sample, Verdict
 
 __all__ = ["Journal", "digest_of"]

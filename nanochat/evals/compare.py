@@ -24,7 +24,8 @@ from nanochat.evals.intervals import (
     paired_bootstrap,
     paired_ratio,
 )
-from nanochat.evals.results import Composite, EvalResult, SampleRecord, TaskResult
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import Composite, EvalResult, TaskResult
 
 __all__ = ["Comparison", "Difference", "compare", "differing_keys"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.common.messages import Conversation
-from nanochat.evals.results import SampleRecord, TaskResult
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import TaskResult
 
 __all__ = ["ChoiceLine", "Failure", "count_failures", "failures_of", "most_shown", "percent"]
 

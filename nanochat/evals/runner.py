@@ -6,11 +6,10 @@ who calls: cli/eval.py, train (through cli), bench
 A chunk is what is computed together.  Chunks depend on the samples alone, not on the number of
 processes or on what a killed run left, so that the numbers do not either.  A task whose data is
 missing or malformed fails alone; what could fail is looked at before the first question is asked.
-Read next: examinee.py (who answers), cache.py (what is kept), results.py.
+Read next: examinee.py (who answers), judging.py (who judges), cache.py (what is kept).
 """
 
 import contextlib
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nanochat.common.errors import ConfigError, EvalError, NanochatError, SandboxError
 from nanochat.evals.cache import Journal, digest_of
 from nanochat.evals.examinee import Asking, Examinee
-from nanochat.evals.results import SampleRecord, TaskResult
+from nanochat.evals.judging import judge_of, judged, pass_at
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import TaskResult
 from nanochat.evals.scorers import FLAGS
-from nanochat.evals.task import Judge, Judgement, Mode, Sample, Selection, Source, Task, Verdict
+from nanochat.evals.task import Mode, Sample, Selection, Source, Task, Verdict
 
 if TYPE_CHECKING:
     from nanochat.common.sandbox.box import Sandbox
@@ -32,7 +33,6 @@ __all__ = [
     "Processes",
     "Reporter",
     "RunOptions",
-    "pass_at_k",
     "run_tasks",
 ]
 
@@ -152,19 +152,6 @@ def _default_sandbox() -> "Sandbox":
     return Sandbox()
 
 
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """How likely one of k answers is right, from n of which c are; unbiased.
-
-    Raises: EvalError unless 1 <= k <= n.
-    Source: Chen et al., arXiv:2107.03374, equation 1.
-    """
-    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
-        raise EvalError(
-            f"pass@{k} of {num_samples} answers, {num_correct} right: expected 1 <= k <= n"
-        )
-    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
 # ---------------------------------------------------------------------------------- one task
 
 
@@ -177,7 +164,7 @@ def _run(
     )
     before = set(getattr(options.source, "sha256", {}))
     try:
-        judge = _judge_of(task, options.mode, sandbox)
+        judge = judge_of(task, options.mode, sandbox)
         samples = task.load(
             Selection(source=options.source, limit=options.limit, mode=options.mode)
         )
@@ -194,39 +181,13 @@ def _run(
                 SampleRecord(task=task.name, sample=sample, verdict=verdict)
                 for sample, verdict in zip(samples, verdicts, strict=True)
             ),
-            pass_at=_pass_at(verdicts, options),
+            pass_at=pass_at(verdicts, options.num_samples),
             data_sha256={path: hashes[path] for path in hashes if path not in before},
             notes=(*task.notes, *_flag_notes(verdicts)),
         )
     result = replace(result, seconds=time.monotonic() - start_s)
     options.reporter.finish(result)
     return result
-
-
-def _judge_of(task: Task, mode: Mode, sandbox: "Sandbox | SandboxError | None") -> Judge | None:
-    """The task's own, or for programs the sandbox.
-
-    Raises: SandboxError where it cannot be used.
-    """
-    if not task.runs_code:
-        return task.judge
-    from nanochat.evals.code import CodeProblem, judge
-
-    assert sandbox is not None, "a task that runs code without a sandbox"
-    if isinstance(sandbox, SandboxError):
-        raise sandbox
-
-    def judge_program(sample: Sample, output: str) -> Judgement:
-        problem = CodeProblem(
-            prompt=str(sample.extra.get("prompt", "")),
-            tests=str(sample.extra["tests"]),
-            entry_point=str(sample.extra.get("entry_point", "")),
-        )
-        found = judge(sandbox, problem, output, compat=mode == "nanochat")
-        said = "" if found.passed else f"{found.reason}: {found.detail}".rstrip(": ")
-        return Judgement(float(found.passed), said)
-
-    return judge_program
 
 
 def _verdicts(
@@ -249,7 +210,7 @@ def _verdicts(
                 continue
             # A likelihood depends on its chunk by a rounding, so a chunk is computed as a whole.
             asked = missing if task.kind == "generative" else chunk
-            for sample, verdict in _judged(examinee, task, asked, asking):
+            for sample, verdict in judged(examinee, task, asked, asking):
                 journal.add(sample, verdict)
                 options.reporter.advance(1)
     except NanochatError as error:
@@ -301,35 +262,6 @@ def _chunks(samples: Sequence[Sample], chunk_tokens: int) -> Iterator[Sequence[S
     yield chunk
 
 
-def _judged(
-    examinee: Examinee, task: Task, samples: Sequence[Sample], asking: Asking
-) -> Iterator[tuple[Sample, Verdict]]:
-    if task.kind != "generative":
-        verdicts = examinee.likelihoods(samples, task.kind, asking.mode)
-        yield from zip(samples, verdicts, strict=True)
-        return
-    assert task.judge is not None, "a generative task without a judge"
-    for index, outputs in examinee.answers(samples, asking):
-        sample = samples[index]
-        judgements = [task.judge(sample, output) for output in outputs]
-        scores = tuple(judgement.score for judgement in judgements)
-        score = sum(scores) / len(scores)
-        if asking.mode == "nanochat":
-            score = max(scores)  # any of them, as the reference counts
-        worst = min(judgements, key=lambda judgement: judgement.score)
-        yield (
-            sample,
-            Verdict(
-                sample_id=sample.sample_id,
-                score=score,
-                output=outputs[0],
-                explanation=worst.explanation,
-                outputs=outputs if len(outputs) > 1 else (),
-                scores=scores if len(scores) > 1 else (),
-            ),
-        )
-
-
 def _asking(task: Task, options: RunOptions) -> Asking:
     return Asking(
         max_tokens=options.max_tokens or task.max_tokens,
@@ -364,16 +296,6 @@ def _key(examinee: Examinee, task: Task, asking: Asking) -> Mapping[str, Any]:
             "tools": asking.tools,
         }
     return key
-
-
-def _pass_at(verdicts: Sequence[Verdict], options: RunOptions) -> dict[int, float]:
-    """pass@1 and, by tens, up to as many as were written."""
-    count = options.num_samples
-    if count == 1 or not all(verdict.scores for verdict in verdicts):
-        return {}
-    correct = [sum(score >= 1 for score in verdict.scores) for verdict in verdicts]
-    wanted = sorted({1, *(k for k in (10, 100) if k <= count), count})
-    return {k: sum(pass_at_k(count, each, k) for each in correct) / len(correct) for k in wanted}
 
 
 def _flag_notes(verdicts: Sequence[Verdict]) -> list[str]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanochat.evals.intervals import ScoredTask, bootstrap_composite
-from nanochat.evals.results import Composite, EvalResult, SampleRecord, TaskResult
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import Composite, EvalResult, TaskResult
 from nanochat.evals.task import Sample, Verdict
 
 __all__ = [

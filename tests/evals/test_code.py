@@ -148,7 +148,8 @@ def test_nothing_of_an_earlier_job_is_in_memory(sandbox: Sandbox) -> None:
     ],
 )
 def test_the_reason_is_told(sandbox: Sandbox, program: str, reason: str, detail: str) -> None:
-    said = verdict(sandbox, program, "assert f() == 1", SandboxLimits(wall_s=1.0))
+    limits = SandboxLimits(wall_s=1.0 if reason == "timeout" else 30.0)
+    said = verdict(sandbox, program, "assert f() == 1", limits)
     assert not said.passed
     assert said.reason == reason, said
     assert detail in said.detail

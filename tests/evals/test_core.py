@@ -14,7 +14,8 @@ from nanochat.evals.chatcore import all_composites, chatcore_composites
 from nanochat.evals.core import BASELINES_V2, CORE_TABLE, CORE_TASKS, core_composites
 from nanochat.evals.data import DataFiles
 from nanochat.evals.examinee import EngineExaminee
-from nanochat.evals.results import SampleRecord, TaskResult
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import TaskResult
 from nanochat.evals.runner import RunOptions, run_tasks
 from nanochat.evals.task import Mode, Sample, Selection, Task, Verdict
 from tests.evals.bundle import CHOICE_ROWS, CONTEXT_ROWS, SCHEMA_ROWS, write_bundle

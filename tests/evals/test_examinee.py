@@ -19,7 +19,8 @@ from nanochat.evals.examinee import (
 )
 from nanochat.evals.foreign import ForeignExaminee, is_foreign
 from nanochat.evals.progress import EvalDisplay, result_line
-from nanochat.evals.results import SampleRecord, TaskResult
+from nanochat.evals.records import SampleRecord
+from nanochat.evals.results import TaskResult
 from nanochat.evals.task import Sample, Verdict
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer

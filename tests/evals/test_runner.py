@@ -14,8 +14,9 @@ from nanochat.common.messages import Message
 from nanochat.evals.cache import Journal, digest_of
 from nanochat.evals.data import DataFiles
 from nanochat.evals.examinee import Asking
+from nanochat.evals.judging import pass_at_k
 from nanochat.evals.results import TaskResult
-from nanochat.evals.runner import RunOptions, pass_at_k, run_tasks
+from nanochat.evals.runner import RunOptions, run_tasks
 from nanochat.evals.task import Judgement, Kind, Mode, Sample, Task, Verdict
 
 SOURCE = DataFiles([])
