@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.listening import Handler, listening
 
 __all__ = ["Served", "Server", "serving"]
 
@@ -51,7 +52,7 @@ def serving() -> Iterator[Server]:
     state = Server()
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Downloads(Handler):
         def do_GET(self) -> None:
             with lock:
                 state.asked.append((self.path, self.headers.get("Range")))
@@ -62,9 +63,9 @@ def serving() -> Iterator[Server]:
             if served is None:
                 self.send_error(404)
             elif served.refusals:
-                self._say(*served.refusals.pop(0), content=b"busy")
+                self.say(*served.refusals.pop(0), content=b"busy")
             elif served.redirect is not None:
-                self._say(302, {"Location": served.redirect, **served.headers}, content=b"")
+                self.say(302, {"Location": served.redirect, **served.headers}, content=b"")
             else:
                 self._send(served)
 
@@ -76,7 +77,7 @@ def serving() -> Iterator[Server]:
             if asked and served.has_ranges and (is_same or not served.heeds_if_range):
                 start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start and start >= len(content):
-                self._say(416, {"Content-Range": f"bytes */{len(content)}"}, content=b"")
+                self.say(416, {"Content-Range": f"bytes */{len(content)}"}, content=b"")
                 return
             length = (served.stated_bytes or len(content)) - start
             headers = dict(served.headers)
@@ -101,21 +102,5 @@ def serving() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(body)
 
-        def _say(self, status: int, headers: dict[str, str], *, content: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(Downloads) as state.url:
         yield state
-        httpd.shutdown()
-        thread.join()

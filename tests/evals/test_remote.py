@@ -2,9 +2,7 @@
 
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL
 from tests.engine.conftest import random_model
 from tests.evals.bundle import write_bundle
+from tests.listening import Handler, listening
 
 Answer = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
 
@@ -40,28 +39,15 @@ class Stand:
 def stand() -> Iterator[Stand]:
     state = Stand()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.asked.append((self.path, body, self.headers.get("Authorization")))
             status, answer = state.answer(self.path, body)
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.say(status, {"Retry-After": "0"}, content=json.dumps(answer).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(Answers) as state.url:
         yield state
-        httpd.shutdown()
-        thread.join()
 
 
 def echo(engine: Engine, text: str, index: int) -> dict[str, Any]:
