@@ -26,6 +26,7 @@ Read next: cli/main.py (which turns these into exit code 2), server/errors.py (H
 __all__ = [
     "Aborted",
     "CheckpointError",
+    "ClientLeft",
     "ConfigError",
     "DataError",
     "DeadlineExceeded",
@@ -107,7 +108,11 @@ class DeadlineExceeded(EngineError):
 
 
 class Aborted(EngineError):
-    """The caller went away before the answer was complete."""
+    """The answer was given up before it was complete."""
+
+
+class ClientLeft(Aborted):
+    """The client went away before the answer was complete; logged as 499, and read by nobody."""
 
 
 class EvalError(NanochatError, RuntimeError):

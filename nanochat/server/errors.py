@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from nanochat.common.errors import (
     Aborted,
+    ClientLeft,
     ConfigError,
     DataError,
     DeadlineExceeded,
@@ -89,6 +90,7 @@ STATUS_BY_CLASS: tuple[tuple[type[NanochatError], _Answer], ...] = (
     (Overloaded, _Answer(429, "rate_limit_exceeded", "rate_limit_exceeded")),
     (Unavailable, _Answer(503, "service_unavailable", "server_error")),
     (DeadlineExceeded, _Answer(504, "deadline_exceeded", "server_error")),
+    (ClientLeft, _Answer(499, "client_closed_request", "server_error")),  # nginx's number
     (Aborted, _Answer(503, "aborted", "server_error")),
     (DataError, _Answer(400, "invalid_value", param="messages")),
     (ConfigError, _Answer(400, "invalid_value")),

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from nanochat.server.app import ServedModel, create_app
 from nanochat.server.limits import ENDED
 from nanochat.server.logs import RequestLog, Structured, request_id, set_up_logs
 from nanochat.server.metrics import Metrics
+from tests.server.fakes import FakeEngine
 
 
 class Route:
@@ -120,6 +122,41 @@ def test_who_went_away_is_499_and_odd_methods_are_one() -> None:
     first, _, second = lines(stream)
     assert (first["method"], first["status"]) == ("OTHER", 499)
     assert second["status"] == 408
+
+
+@pytest.mark.parametrize("is_answering", [False, True])
+def test_a_client_that_leaves_before_its_answer_is_499(
+    served: ServedModel, is_answering: bool
+) -> None:
+    engine = FakeEngine()
+    engine.gate.clear()  # one piece, and no more
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    asked = scope(method="POST", path="/v1/chat/completions", headers=headers, query_string=b"",
+                  http_version="1.1", scheme="http", client=("127.0.0.1", 5), root_path="",
+                  raw_path=b"/v1/chat/completions", server=("localhost", 80))  # fmt: skip
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        while is_answering and not engine.requests:
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    async def main() -> None:
+        await create_app(engine, served)(asked, receive, send)
+        while any("_answer" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.001)  # it delivers its end to this loop
+
+    stream = io.StringIO()
+    with set_up_logs("json", stream):
+        asyncio.run(main())
+    statuses = [line["status"] for line in lines(stream) if "status" in line]
+    assert statuses == [499] and bool(engine.requests) == is_answering
 
 
 def test_machines_that_look_every_few_seconds_are_not_logged() -> None:
