@@ -11,14 +11,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from nanochat.batches.store import Indices, Mask, Tokens, TokenStore
+from nanochat.batches.store import Indices, Mask, Store, Tokens
 from nanochat.common.errors import ConfigError, DataError
 
-__all__ = ["Mixture", "Share", "Source", "epochs_for_shares"]
+__all__ = ["Mixture", "Share", "Source", "TokenizedStore", "epochs_for_shares"]
+
+
+class TokenizedStore(Store, Protocol):
+    """A store that says what made its tokens."""
+
+    @property
+    def tokenizer_hash(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,7 @@ class Source:
     """
 
     name: str
-    store: TokenStore
+    store: TokenizedStore
     epochs: float = 1.0
     """How often its documents occur in one epoch of the mixture; below 1, a part of them does."""
 
@@ -86,6 +93,11 @@ class Mixture:
     def bos(self) -> int:
         """The token every document begins with."""
         return self._sources[0].store.bos
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """What made the tokens of all sources."""
+        return self._sources[0].store.tokenizer_hash
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ Read next: corpus/survey.py (what is looked at).
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -21,12 +22,14 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """What training would find in files: their formats, shapes, columns, sizes, first items."""
+    """What training would find in files: their formats, shapes, columns, sizes, first items; of a
+    directory that `nanochat data prepare` wrote, what was removed and why."""
 
     paths: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders, globs, data:NAME, hf:org/dataset, addresses; with #column, that column."""
     all: bool = False
-    """Read every file to its end, to count. Else only the first thousand items."""
+    """Read every file to its end, to count. Else only the first thousand items. Of a prepared
+    directory, compare every shard with its hash."""
     examples: int = 2
     """So many items of each file."""
     text_column: str = "text"
@@ -46,6 +49,8 @@ def run(config: Config) -> int:
     """
     from nanochat.corpus.survey import SurveyOptions, survey
 
+    if len(config.paths) == 1 and (directory := _prepared(config.paths[0])) is not None:
+        return _show_prepared(directory, config)
     options = SurveyOptions(
         most_items=None if config.all else SurveyOptions().most_items,
         num_examples=config.examples,
@@ -64,6 +69,36 @@ def run(config: Config) -> int:
     else:
         print(neutralize(_total(found, num_bytes, num_bad)))
     return 2 if num_bad else 0
+
+
+def _prepared(path: str) -> Path | None:
+    from nanochat.batches.shards import is_prepared
+
+    directory = Path(path).expanduser()
+    return directory if is_prepared(directory) else None
+
+
+def _show_prepared(directory: Path, config: Config) -> int:
+    from nanochat.batches.prepare_report import report_lines
+    from nanochat.batches.shards import PreparedStore
+    from nanochat.common.files import read_json
+
+    report = read_json(directory / "report.json")
+    parts = {part: PreparedStore.open(directory, part) for part in ("train", "validation")}
+    if config.all:
+        for store in parts.values():
+            store.verify()
+    fingerprints = {part: store.fingerprint for part, store in parts.items()}
+    if config.json:
+        print(json.dumps({"report": report, "fingerprints": fingerprints}))
+        return 0
+    for line in report_lines(report):
+        print(neutralize(line))
+    for part, fingerprint in fingerprints.items():
+        print(f"{part}: fingerprint {fingerprint}")
+    if config.all:
+        print("every shard is as it was written")
+    return 0
 
 
 def _told(facts: "FileFacts") -> str:

@@ -58,6 +58,7 @@ VERBS = (
     Verb("data list", "data", "which data sets can be had by name, and which are here"),
     Verb("data download", "data", "load one: a name, hf:org/dataset, an address"),
     Verb("data show", "data", "what training would find in files"),
+    Verb("data prepare", "data", "clean, without duplicates, tokenized, shuffled; on many cores"),
     Verb("pretrain", "training", "train a base model on text"),
     Verb("midtrain", "training", "teach a base model the shape of conversations"),
     Verb("sft", "training", "fine-tune on conversations, a row each, the assistant's words only"),
@@ -70,6 +71,7 @@ VERBS = (
     Verb("verify", "models on the disk", "check every file of a model and what is in it"),
     Verb("import", "models on the disk", "a run of karpathy/nanochat's or Hugging Face's files"),
     Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
+    Verb("bench data", "measuring", "text to tokens, beside karpathy/nanochat's loader"),
     Verb("bench decode", "measuring", "decoding speed, beside karpathy/nanochat's and llama.cpp's"),
     Verb("bench serve", "measuring", "what many users notice of a server, beside peers' servers"),
     Verb(

@@ -10,7 +10,7 @@ Read next: files.py (how they are opened), split.py (what is held out), batches/
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from nanochat.corpus.files import (
     TABLES,
     Paths,
     ReadReport,
+    Record,
     corpus_fingerprint,
     format_of,
     not_utf8,
@@ -30,11 +31,14 @@ from nanochat.corpus.split import Reader, Split, SplitRule, split_files
 
 __all__ = [
     "MAX_TEXT_CHARS",
+    "TEXT_FORMATS",
     "Document",
     "corpus_fingerprint",
     "find_files",
     "read_documents",
     "split_documents",
+    "texts_of_file",
+    "texts_of_records",
 ]
 
 # Of a text file: some 12,000 tokens, longer than the contexts trained here; and a book of a
@@ -46,7 +50,7 @@ SEPARATOR = re.compile(NAMES + r"\n", re.MULTILINE)
 LAST_SEPARATOR = re.compile(NAMES + r"\Z", re.MULTILINE)  # at the end it needs no line end
 SEPARATOR_ROOM = 200  # longer than any separator with the blanks around it
 
-FORMATS = ("text", "lines", "json", *TABLES)
+TEXT_FORMATS = ("text", "lines", "json", *TABLES)
 
 
 class Document(NamedTuple):
@@ -64,7 +68,7 @@ def find_files(paths: Paths) -> list[Path]:
 
     Raises: DataError for a path that does not exist, an unknown suffix, a folder without text.
     """
-    return list(find_places(FORMATS, paths).files)
+    return list(find_places(TEXT_FORMATS, paths).files)
 
 
 def read_documents(
@@ -80,7 +84,7 @@ def read_documents(
     Raises: DataError for paths as `find_files`; while reading, with file and place, for what is not
             UTF-8, JSON or a table, has no such column, is truncated; at the end, if all was empty.
     """
-    places = find_places(FORMATS, paths, home)
+    places = find_places(TEXT_FORMATS, paths, home)
     report = report if report is not None else ReadReport()
     return _documents(places.files, places.columns, text_column, report)
 
@@ -97,7 +101,7 @@ def split_documents(
     Example: split = split_documents("corpus/"); split.train(), split.validation(), split.rule
     Raises:  DataError as `read_documents`, and when one side would be empty.
     """
-    places, rule = split_places(FORMATS, paths, rule, home)
+    places, rule = split_places(TEXT_FORMATS, paths, rule, home)
     named = [places.columns.get(path) for path in places.files]
 
     def read(files: Sequence[Path], report: ReadReport | None) -> Iterator[Document]:
@@ -116,10 +120,9 @@ def _documents(
     files: Sequence[Path], columns: Mapping[Path, str], text_column: str, report: ReadReport
 ) -> Iterator[Document]:
     for path in files:
-        is_text = format_of(path) == "text"
-        texts = _text_file(path) if is_text else _texts(path, columns.get(path, text_column))
+        column = columns.get(path, text_column)
         position = 0
-        for text in texts:
+        for text in texts_of_file(path, column):
             if not text or text.isspace():
                 report.counts["empty documents left out"] += 1
                 continue
@@ -130,8 +133,22 @@ def _documents(
         raise DataError(f"{files[0]}{' and the others' * (len(files) > 1)}: no text in it")
 
 
-def _texts(path: Path, column: str) -> Iterator[str]:
-    for value, where in read_records(path, [column]):
+def texts_of_file(path: Path, column: str) -> Iterator[str]:
+    """Every text of a file, empty ones too: what the column of a record says, or a text file's.
+
+    Raises: as `read_documents`.
+    """
+    if format_of(path) == "text":
+        return _text_file(path)
+    return texts_of_records(read_records(path, [column]), column)
+
+
+def texts_of_records(records: Iterable[Record], column: str) -> Iterator[str]:
+    """The text of each record: its column, or the record itself where it is a string.
+
+    Raises: DataError with the place of a record that has neither.
+    """
+    for value, where in records:
         if isinstance(value, dict):
             if column not in value:
                 keys = ", ".join(value) or "none"

@@ -18,7 +18,7 @@ from typing import Any
 from nanochat.common.errors import DataError
 from nanochat.corpus.files import Record, format_of, plain_errors, read_lines
 
-__all__ = ["TableFacts", "read_table", "table_facts"]
+__all__ = ["TableFacts", "group_sizes", "read_table", "table_facts"]
 
 ROWS_AT_ONCE = 256  # turned into Python objects
 MOST_CELL_CHARS = 1 << 28  # a quote that is never closed would take all the rest for one cell
@@ -35,11 +35,16 @@ class TableFacts:
     """None where they would have to be counted."""
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, groups: range | None = None
+) -> Iterator[Record]:
     """The rows of a table as dicts, only these columns (None: all).
 
+    Of a Parquet file only these row groups, where they are given.
     Raises: DataError with file and row, or line, for what is damaged or lacks a column.
     """
+    if groups is not None:
+        return _parquet_rows(path, columns, groups)
     readers = {"csv": _csv_rows, "parquet": _parquet_rows, "arrow": _arrow_rows}
     return readers[format_of(path) or ""](path, columns)
 
@@ -63,6 +68,18 @@ def table_facts(path: Path) -> TableFacts:
             numbers = range(reader.num_record_batches) if is_file else ()
             rows = sum(reader.get_batch(number).num_rows for number in numbers)
             return _facts(reader.schema, rows if is_file else None)
+
+
+def group_sizes(path: Path) -> list[tuple[int, int]]:
+    """Of each row group of a Parquet file: its rows, and their bytes before they were packed.
+
+    Raises: DataError for what is damaged.
+    """
+    import pyarrow.parquet
+
+    with _arrow_errors(path), pyarrow.parquet.ParquetFile(path) as file:
+        groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def _facts(schema: Any, num_rows: int | None) -> TableFacts:
@@ -131,13 +148,19 @@ def _check_columns(path: Path, columns: Sequence[str] | None, there: Sequence[st
 # ---------------------------------------------------------------------------------------- arrow
 
 
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
+def _parquet_rows(
+    path: Path, columns: Sequence[str] | None, groups: range | None = None
+) -> Iterator[Record]:
     import pyarrow.parquet
 
     with _arrow_errors(path), pyarrow.parquet.ParquetFile(path) as file:
         _check_columns(path, columns, file.schema_arrow.names)
-        batches = file.iter_batches(ROWS_AT_ONCE, columns=list(columns) if columns else None)
-        yield from _batch_rows(path, batches)
+        wanted = range(file.num_row_groups) if groups is None else groups
+        before = sum(file.metadata.row_group(number).num_rows for number in range(wanted.start))
+        batches = file.iter_batches(
+            ROWS_AT_ONCE, list(wanted), columns=list(columns) if columns else None
+        )
+        yield from _batch_rows(path, batches, before)
 
 
 def _arrow_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -146,8 +169,8 @@ def _arrow_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
         yield from _batch_rows(path, _slices(reader, columns))
 
 
-def _batch_rows(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
-    number = 0
+def _batch_rows(path: Path, batches: Iterator[Any], before: int = 0) -> Iterator[Record]:
+    number = before
     for batch in batches:
         for value in batch.to_pylist():
             number += 1

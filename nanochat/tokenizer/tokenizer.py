@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tiktoken
 
 from nanochat.common.errors import DataError, TokenizerError
@@ -166,6 +168,15 @@ class Tokenizer:
         if len(text) < _LONG_RUN or not _SAMPLED_RUN.search(text[::_STRIDE]):
             return self._encoding.encode_ordinary(text)
         return self._encode_long_runs(replace_surrogates(text))
+
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """The tokens of `encode` in an array, without a list of Python's integers on the way."""
+        if len(text) >= _LONG_RUN and _SAMPLED_RUN.search(text[::_STRIDE]):
+            return np.array(self.encode(text), np.uint32)
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate
+            return np.array(self.encode(text), np.uint32)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The tokens of each text.  num_threads None: one per processor, at most 8."""

@@ -1,0 +1,69 @@
+"""Ray prepares the same bytes as processes do.  One cluster, started once."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat.batches.prepare import PrepareSettings, prepare
+from nanochat.common.errors import ConfigError, DataError
+from nanochat.common.pool import InTurn, RayCluster, open_executor
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.req("FR-032"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of every kind
+]
+
+
+def double(number: int) -> int:
+    if number == 99:
+        raise DataError("file, line 99: not JSON")
+    return 2 * number
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with RayCluster("local", 2) as executor:
+        yield executor
+
+
+def test_results_are_in_order_and_errors_are_ours(cluster: RayCluster) -> None:
+    assert cluster.name == "Ray with 2 processors"
+    assert list(cluster.map(double, range(20))) == [2 * number for number in range(20)]
+    with pytest.raises(DataError, match="line 99: not JSON"):
+        list(cluster.map(double, [1, 99]))
+
+
+def test_ray_prepares_the_same_bytes(cluster: RayCluster, tmp_path: Path) -> None:
+    dice = random.Random(2)
+    texts = [" ".join(f"w{dice.randrange(400)}" for _ in range(60)) for _ in range(120)]
+    lines = [json.dumps({"text": text}) + "\n" for text in [*texts, *texts[:5]]]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path / "bytes.json")
+    settings = PrepareSettings(
+        data=(str(tmp_path / "a.jsonl"),),
+        tokenizer=tmp_path / "bytes.json",
+        piece_bytes=5_000,
+        shard_tokens=10_000,
+    )
+    here = prepare(settings, tmp_path / "here", InTurn())
+    there = prepare(settings, tmp_path / "there", cluster)
+    assert there.train.fingerprint == here.train.fingerprint
+    assert there.validation.fingerprint == here.validation.fingerprint
+    assert there.report["duplicates"] == here.report["duplicates"]
+    for path in sorted((tmp_path / "here").glob("*/0*/*")):
+        same = tmp_path / "there" / path.relative_to(tmp_path / "here")
+        assert same.read_bytes() == path.read_bytes()
+
+
+def test_no_cluster_is_told() -> None:
+    assert isinstance(open_executor(None, "local"), RayCluster)
+    with (
+        pytest.raises(ConfigError, match=r"no Ray cluster answers .* expected the address"),
+        RayCluster("127.0.0.1:1"),
+    ):
+        pass

@@ -1,0 +1,138 @@
+"""nanochat bench data: the same files for all, and a peer with our vocabulary."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.bench.data import DataBench, bench_data, write_corpus
+from nanochat.cli.bench_data import Config
+from nanochat.cli.main import main
+from nanochat.common.errors import ConfigError, TrainingError
+from nanochat.corpus.documents import read_documents
+
+pytestmark = pytest.mark.req("FR-068", "FR-034")
+
+# Stands in for a checkout of karpathy/nanochat: its interface.
+FAKE_TOKENIZER = """
+class RustBPETokenizer:
+    def __init__(self, encoding, bos_token):
+        self.encoding, self.bos = encoding, encoding.encode_single_token(bos_token)
+
+    def encode(self, texts, prepend=None, num_threads=8):
+        assert num_threads == 4
+        return [[prepend, *self.encoding.encode_ordinary(text)] for text in texts]
+"""
+FAKE_LOADER = """
+import os
+from pathlib import Path
+import pyarrow.parquet
+import torch
+
+def tokenizing_distributed_data_loader_bos_bestfit(tokenizer, B, T, split, device="cuda"):
+    assert split == "train" and device == "cpu"
+    folder = Path(os.environ["NANOCHAT_BASE_DIR"]) / "base_data_climbmix"
+    *train, _ = sorted(folder.glob("*.parquet"))
+    tokens = []
+    while True:
+        for path in train:
+            for text in pyarrow.parquet.read_table(path)["text"].to_pylist():
+                tokens += tokenizer.encode([text], tokenizer.bos, num_threads=4)[0]
+                while len(tokens) > B * T:
+                    rows, tokens = torch.tensor(tokens[: B * T]).view(B, T), tokens[B * T :]
+                    yield rows, rows
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    dice = random.Random(0)
+    lines = [
+        json.dumps(
+            {
+                "text": "\n".join(
+                    " ".join(f"w{dice.randrange(900)}" for _ in range(12)) for _ in "1234"
+                )
+            }
+        )
+        for _ in range(300)
+    ]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    return tmp_path / "text.jsonl"
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    package = tmp_path / "peer" / "nanochat"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "tokenizer.py").write_text(FAKE_TOKENIZER)
+    (package / "dataloader.py").write_text(FAKE_LOADER)
+    return package.parent
+
+
+def bench(text: Path, **changes: Any) -> DataBench:
+    settings: dict[str, Any] = {
+        "data": (str(text),), "megabytes": 1, "vocab_size": 600, "tokenizer": None,
+        "evaluation": (), "context_len": 64, "rows": 4, "num_workers": 1, "rounds": 1,
+        "train_megabytes": 0, "peer": None, "seed": 0,
+    }  # fmt: skip
+    return DataBench(**(settings | changes))
+
+
+def test_the_files_are_as_large_as_asked_for_and_always_the_same(
+    text: Path, tmp_path: Path
+) -> None:
+    num_chars = write_corpus(bench(text), tmp_path / "one")
+    assert 1_000_000 <= num_chars < 1_100_000
+    write_corpus(bench(text), tmp_path / "two")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["shard_00000.parquet", "shard_00001.parquet"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    texts = [document.text for document in read_documents(tmp_path / "one")]
+    assert len(set(texts)) == len(texts)
+
+
+def test_all_sides_are_measured(text: Path, peer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench_data(bench(text, peer=peer, train_megabytes=1))
+    assert found["prepare"]["tokens"] > 200_000
+    for side in ("prepare", "on_the_fly", "peer"):
+        assert found[side]["tokens_per_s"] > 0
+    assert found["peer"]["encoded_tokens"] >= 0.8 * found["prepare"]["tokens"]
+    ratio = found["prepare"]["tokens_per_s"] / found["peer"]["encoded_tokens_per_s"]
+    assert found["ratios"]["prepare_over_peer_encoded"] == pytest.approx(ratio)
+    assert found["vocabulary"]["all_cores_s"] > 0 and found["vocabulary"]["speedup"] > 0
+    stages = {f"{stage}_s" for stage in ("pieces", "duplicates", "shards", "piece_tokenize")}
+    assert stages <= found["prepare"].keys()
+
+
+def test_the_verb_prints_figures(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "data", "--data", str(text), "--megabytes", "1", "--vocab-size", "600"]
+    words += ["--rounds", "1", "--workers", "1", "--train-megabytes", "0", "--context-len", "64"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "prepare" in shown and "on_the_fly" in shown and "tok/s" in shown
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["characters"] >= 1_000_000
+
+
+def test_a_peer_that_fails_is_told(text: Path, peer: Path) -> None:
+    (peer / "nanochat" / "dataloader.py").write_text("raise SystemError('not today')")
+    with pytest.raises(TrainingError, match=r"peer_data\.py failed with code 1: .*not today"):
+        bench_data(bench(text, peer=peer))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ()}, "no text was named"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"peer_nanochat": Path("nowhere")}, "no nanochat/dataloader.py there"),
+    ],
+)
+def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**({"data": ("a.txt",)} | changes))

@@ -1,0 +1,102 @@
+"""Words of evaluation sets are found where they are, and only there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat.common.errors import DataError
+from nanochat.corpus.prepare.contamination import EvaluationSets
+from nanochat.corpus.prepare.words import words_of
+
+pytestmark = pytest.mark.req("FR-032", "EC-9")
+
+LONG = "If a train leaves at noon and travels sixty miles an hour, when does it arrive in Ely?"
+SHORT = "Which of these animals can sleep standing up, and why?"
+TWELVE = "one two three four five six seven eight nine ten eleven twelve"
+SAME_BEGINNING = "Which of these animals can sleep standing under water?"
+TINY = "What is red?"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [
+        {"question": LONG, "choices": ["noon", SHORT], "answer": 1},
+        {"messages": [{"content": TWELVE}, {"content": TINY}]},
+        {"question": SAME_BEGINNING},
+    ]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = "a passage that nobody has ever seen before and nobody will see again in here"
+    (tmp_path / "passages.csv").write_text(f"id,text\n1,{other}\n")
+    learnt = "what is to be learnt from may of course be learnt from by everybody at any time"
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": learnt}) + "\n")
+    (tmp_path / "notes.md").write_text("No questions here. " * 20)
+    return tmp_path
+
+
+def found(sets: EvaluationSets, *texts: str) -> list[tuple[int, int]]:
+    hits = sets.hits(words_of([text.encode() for text in texts]))
+    return list(zip(hits.texts.tolist(), hits.entries.tolist(), strict=True))
+
+
+def test_entries_are_strings_of_eight_words(folder: Path) -> None:
+    sets = EvaluationSets.read([folder])
+    assert sets.files == ("passages.csv", "sub/quiz.jsonl")
+    assert sets.num_entries == 5
+    assert sets.file_of(np.arange(5)).tolist() == [0, 1, 1, 1, 1]
+
+
+def test_words_are_found_whatever_their_dress(folder: Path) -> None:
+    sets = EvaluationSets.read([folder])
+    dressed = "Q: IF a train leaves\nat noon -- and travels \u201csixty\u201d miles an hour... when"
+    assert found(sets, "nothing of it", f"before {LONG} after", dressed) == [(1, 1), (2, 1)]
+    assert found(sets, f"{SHORT} {TWELVE}", SAME_BEGINNING) == [(0, 2), (0, 3), (1, 4)]
+
+
+def test_thirteen_words_are_needed_or_the_whole_of_a_short_entry(folder: Path) -> None:
+    sets = EvaluationSets.read([folder])
+    words = LONG.split()
+    assert found(sets, " ".join(words[2:14])) == []
+    assert found(sets, " ".join(words[2:15])) == [(0, 1)]
+    assert found(sets, " ".join(TWELVE.split()[:11]), " ".join(TWELVE.split()[1:])) == []
+    assert found(sets, SHORT.replace("and why", "or how")) == []
+    assert found(sets, TINY) == []
+
+
+def test_words_of_two_texts_are_no_run(folder: Path) -> None:
+    sets = EvaluationSets.read([folder])
+    words = LONG.split()
+    assert found(sets, " ".join(words[:8]), " ".join(words[8:])) == []
+    short = SHORT.split()
+    assert found(sets, " ".join(short[:5]), " ".join(short[5:])) == []
+
+
+def test_what_is_saved_finds_the_same(folder: Path, tmp_path: Path) -> None:
+    sets = EvaluationSets.read([folder])
+    sets.save(tmp_path / "saved")
+    again = EvaluationSets.load(tmp_path / "saved")
+    assert (again.files, again.num_entries) == (sets.files, sets.num_entries)
+    texts = (f"x {LONG}", SHORT, "nothing")
+    assert found(again, *texts) == found(sets, *texts) != []
+
+
+def test_short_entries_alone_and_long_ones_alone(tmp_path: Path) -> None:
+    for number, text in enumerate((SHORT, LONG)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        sets = EvaluationSets.read([folder])
+        sets.save(folder / "saved")
+        again = EvaluationSets.load(folder / "saved")
+        assert found(sets, text, "none") == found(again, text, "none") == [(0, 0)]
+
+
+def test_a_folder_without_entries_and_a_damaged_file_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "too short"}\n')
+    with pytest.raises(DataError, match="no entry of 8 words or more"):
+        EvaluationSets.read([tmp_path])
+    (tmp_path / "b.jsonl").write_text('{"text": \n')
+    with pytest.raises(DataError, match=r"b\.jsonl, line 1: not JSON"):
+        EvaluationSets.read([tmp_path])
