@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.corpus.files import ReadReport, corpus_fingerprint
 
-__all__ = ["Reader", "Split", "SplitRule", "split_files"]
+__all__ = ["Reader", "Split", "SplitRule", "split_files", "text_hash"]
 
 T = TypeVar("T")
 Part = Literal["train", "validation"]
@@ -77,7 +77,7 @@ class Split(Generic[T]):
         if self.limit is None:
             return items
         limit = self.limit
-        return (item for item in items if _hash(self.reader.text_of(item)) >= limit)
+        return (item for item in items if text_hash(self.reader.text_of(item)) >= limit)
 
     def validation(self, report: ReadReport | None = None) -> Iterator[T]:
         """What is held out."""
@@ -85,7 +85,7 @@ class Split(Generic[T]):
         if self.limit is None:
             return items
         limit = self.limit
-        return (item for item in items if _hash(self.reader.text_of(item)) < limit)
+        return (item for item in items if text_hash(self.reader.text_of(item)) < limit)
 
     def identity(self, part: Part) -> str:
         """What decides the items of this part: equal identities mean equal items in equal order."""
@@ -142,7 +142,7 @@ def _limit(reader: Reader[T], files: Sequence[Path], fraction: float) -> int:
     limit = int(fraction * MAX_HASH)
     lowest, highest = MAX_HASH, -1
     for item in reader.read(files, None):
-        value = _hash(reader.text_of(item))
+        value = text_hash(reader.text_of(item))
         lowest, highest = min(lowest, value), max(highest, value)
         if lowest < limit <= highest:
             return limit
@@ -154,6 +154,7 @@ def _limit(reader: Reader[T], files: Sequence[Path], fraction: float) -> int:
     return lowest + 1 if lowest >= limit else highest
 
 
-def _hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """What decides by hash whether a text is held out: where it is below the split's limit."""
     data = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
