@@ -1,5 +1,6 @@
-"""The code -> docs/cli.md and docs/map.md.   in: every verb's --help, every module's first line
-out: two pages, or with --check what differs   who calls: make docs, scripts/check.py
+"""The code -> docs/cli.md, docs/map.md, the table of docs/scale.md.   in: every verb's --help,
+every module's first line, plans   out: the pages, or with --check what differs
+who calls: make docs, scripts/check.py
 
 The table "Where is ...?" is kept by hand in docs/where.md and becomes part of the map; every file
 and symbol in it has to exist.
@@ -14,7 +15,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cli_page", "main", "map_page", "where_problems"]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.scale_table import scale_page
+
+__all__ = ["cli_page", "main", "map_page", "scale_page", "where_problems"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH_OF_A_TOKEN = (
@@ -79,7 +84,11 @@ def where_problems(text: str, root: Path = ROOT) -> Iterator[str]:
 
 def main() -> int:
     """Writes the pages, or with --check compares; 1 when something differs or does not exist."""
-    pages = {"docs/cli.md": cli_page(), "docs/map.md": map_page()}
+    pages = {
+        "docs/cli.md": cli_page(),
+        "docs/map.md": map_page(),
+        "docs/scale.md": scale_page(),
+    }
     found = list(where_problems((ROOT / "docs" / "where.md").read_text()))
     for name, text in pages.items():
         path = ROOT / name

@@ -112,14 +112,25 @@ def run(config: Config) -> int:
     """0 once at least one task was scored.
 
     Raises: ConfigError for tasks that do not exist, CheckpointError for the model; EvalError where
-            no task could be scored, with the reason of the first.
+            no task could be scored, with the reason of the first; TrainingError naming the process
+            that another one's failure was.
     """
+    chosen = chosen_tasks(config, is_chat=None)  # a wrong name is told before weights are read
+    if config.url is not None:
+        return _run(config, chosen, None)
+    from nanochat.common.dist import current_world
+
+    world = current_world()
+    with world.together():
+        return _run(config, chosen, world)
+
+
+def _run(config: Config, chosen: list[Task], world: "World | None") -> int:
     from nanochat.evals.chatcore import all_composites
     from nanochat.evals.results import EvalResult, write_results
     from nanochat.evals.runner import run_tasks
 
-    chosen = chosen_tasks(config, is_chat=None)  # a wrong name is told before weights are read
-    examinee, is_chat, out, world = _opened(config)
+    examinee, is_chat, out = _opened(config)
     tasks = chosen or chosen_tasks(config, is_chat=is_chat)
     options = _options(config, world)
     found = run_tasks(examinee, tasks, options)
@@ -157,8 +168,8 @@ def chosen_tasks(config: Config, *, is_chat: bool | None) -> list[Task]:
     return named_tasks(names, own)
 
 
-def _opened(config: Config) -> "tuple[Examinee, bool, Path, World | None]":
-    """Who is examined, whether it chats, where results go, and the processes."""
+def _opened(config: Config) -> "tuple[Examinee, bool, Path]":
+    """Who is examined, whether it chats, and where results go."""
     home = home_dir(config.home)
     if config.url is not None:
         from nanochat.evals.remote import RemoteExaminee
@@ -166,19 +177,17 @@ def _opened(config: Config) -> "tuple[Examinee, bool, Path, World | None]":
         remote = RemoteExaminee(
             name=config.model, url=config.url, api_key=api_key_from_env(config.api_key_env)
         )
-        return remote, True, _out(config, home / "evals" / _safe(config.model)), None
-    from nanochat.common.dist import current_world
+        return remote, True, _out(config, home / "evals" / _safe(config.model))
     from nanochat.evals.foreign import ForeignExaminee, is_foreign
 
-    world = current_world()
     path = Path(config.model).expanduser()
     if path.is_dir() and is_foreign(path):
         if config.dtype in ("int8", "int4"):
             raise ConfigError(f"dtype is {config.dtype}: of transformers, float32 or bfloat16")
         dtype = "float32" if config.dtype == "auto" else config.dtype
         foreign = ForeignExaminee(path, device=config.device, dtype=dtype)
-        return foreign, False, _out(config, home / "evals" / _safe(path.name)), world
-    return (*_ours(config, home), world)
+        return foreign, False, _out(config, home / "evals" / _safe(path.name))
+    return _ours(config, home)
 
 
 def _ours(config: Config, home: Path) -> "tuple[Examinee, bool, Path]":

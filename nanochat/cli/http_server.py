@@ -1,5 +1,5 @@
 """An app -> a running server.   in: a FastAPI app, a host and a port   out: HTTP until a signal
-who calls: cli/serve.py
+who calls: cli/serve.py, deploy/ray_serve.py
 
 A signal lets answers that run go on for a while; new ones are refused meanwhile, and what is left
 then is told so and ended.  A second signal does that at once.
@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from nanochat.common.errors import ConfigError
 from nanochat.server.deadlines import Deadlines, connection_type
 
-__all__ = ["Drains", "Place", "reserve", "serve_app"]
+__all__ = ["SWITCH_INTERVAL_S", "Drains", "Place", "reserve", "serve_app"]
 
 # The engine's thread gives Python's lock up at every operator; at the usual 5 ms it waits for the
 # event loop longer than it computes (dev/LOG.md has what little was measured).

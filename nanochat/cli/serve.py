@@ -1,5 +1,5 @@
 """nanochat serve   in: a model   out: a chat page and an OpenAI-compatible API
-who calls: cli.main, cli.demo
+who calls: cli.main, cli.demo, deploy/ray_serve.py
 
 Read next: http_server.py (how it runs), server/app.py (the routes), server/settings.py (the
 numbers), docs/operate.md.
@@ -21,14 +21,16 @@ from nanochat.common.env import api_keys_from_env
 from nanochat.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nanochat.cli.http_server import Place
+    from fastapi import FastAPI
+
     from nanochat.engine.engine import Engine
     from nanochat.engine.worker import EngineProcess
     from nanochat.server.keys import Keys
     from nanochat.server.pool import EnginePool
     from nanochat.server.settings import ServerSettings
     from nanochat.tokenizer.tokenizer import Tokenizer
-__all__ = ["Config", "run"]
+
+__all__ = ["Config", "Served", "app_of", "run", "served_here", "settings_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,25 +113,16 @@ def run(config: Config) -> int:
             read, and for none where others could ask.
     """
     from nanochat.cli.http_server import reserve, serve_app
-    from nanochat.server.app import ServedModel, create_app
     from nanochat.server.logs import set_up_logs
 
     config = replace(config, model=config.model or config.source, source="")
     with reserve(config.host, config.port) as place:  # what is wrong is known before loading
-        settings = _settings(config, place)
+        settings = settings_of(config, is_loopback=place.is_loopback)
         with _engines(config) as model, set_up_logs(config.log_format):
             name = config.name or name_of(config.model)
             if not model.is_chat:
                 notice(f"{name} is a base model: it has not been taught to answer")
-            served = ServedModel(
-                name=name,
-                tokenizer=model.tokenizer,
-                context_len=model.context_len,
-                defaults=config.choice(),
-                model_hash=model.model_hash,
-                has_tools=model.is_chat,
-            )
-            app = create_app(model.door, served, settings)
+            app = app_of(config, model, settings)
             line = f"{name} answers at {place.url} (Ctrl-C stops)"
             if config.json:
                 line = json.dumps({"url": place.url, "model": name})
@@ -144,15 +137,34 @@ def run(config: Config) -> int:
     return 0
 
 
+def app_of(config: Config, model: "Served", settings: "ServerSettings") -> "FastAPI":
+    """The routes in front of a model."""
+    from nanochat.server.app import ServedModel, create_app
+
+    served = ServedModel(
+        name=config.name or name_of(config.model),
+        tokenizer=model.tokenizer,
+        context_len=model.context_len,
+        defaults=config.choice(),
+        model_hash=model.model_hash,
+        has_tools=model.is_chat,
+    )
+    return create_app(model.door, served, settings)
+
+
 # ---------------------------------------------------------------------------- settings
 
 
-def _settings(config: Config, place: "Place") -> "ServerSettings":
+def settings_of(config: Config, *, is_loopback: bool) -> "ServerSettings":
+    """How the flags want a server run; `is_loopback`: this machine alone can reach it.
+
+    Raises: ConfigError for keys that cannot be read, and for none where others could ask.
+    """
     from nanochat.server.limits import LOOPBACK_HOSTS, Limits
     from nanochat.server.settings import CacheSettings, ServerSettings
 
     keys = _keys(config)
-    if not place.is_loopback and keys is None:
+    if not is_loopback and keys is None:
         if not config.insecure_public:
             raise ConfigError(
                 f"others can reach --host {config.host} and would be asked for no key: pass "
@@ -160,7 +172,7 @@ def _settings(config: Config, place: "Place") -> "ServerSettings":
             )
         notice(f"anyone who can reach {config.host}:{config.port} can use this server")
     hosts: frozenset[str] | None = None
-    if config.allowed_hosts or place.is_loopback:
+    if config.allowed_hosts or is_loopback:
         hosts = LOOPBACK_HOSTS | {host.lower() for host in (*config.allowed_hosts, config.host)}
     cache = None
     if config.cache_entries:
@@ -172,7 +184,7 @@ def _settings(config: Config, place: "Place") -> "ServerSettings":
     return ServerSettings(
         limits=Limits(allowed_hosts=hosts),
         keys=keys,
-        is_public=not place.is_loopback,
+        is_public=not is_loopback,
         max_active=config.workers * config.max_rows,
         max_queue=config.max_queue,
         queue_wait_s=config.queue_wait_s,
@@ -197,7 +209,9 @@ def _keys(config: Config) -> "Keys | None":
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Model:
+class Served:
+    """A model with whatever computes it."""
+
     door: "Engine | EngineProcess | EnginePool"
     tokenizer: "Tokenizer"
     context_len: int
@@ -205,18 +219,23 @@ class _Model:
     model_hash: str
 
 
+def served_here(config: Config) -> Served:
+    """The model in an engine of this process."""
+    opened = open_model(config, max_rows=config.max_rows)
+    return Served(
+        door=opened.engine,
+        tokenizer=opened.engine.tokenizer,
+        context_len=opened.engine.context_len,
+        is_chat=opened.is_chat,
+        model_hash=opened.model_hash,
+    )
+
+
 @contextlib.contextmanager
-def _engines(config: Config) -> Iterator[_Model]:
+def _engines(config: Config) -> Iterator[Served]:
     """The engines, loaded; ended afterwards."""
     if config.workers == 1 and not config.engine_process:
-        opened = open_model(config, max_rows=config.max_rows)
-        yield _Model(
-            door=opened.engine,
-            tokenizer=opened.engine.tokenizer,
-            context_len=opened.engine.context_len,
-            is_chat=opened.is_chat,
-            model_hash=opened.model_hash,
-        )
+        yield served_here(config)
         return
     from nanochat.engine.worker import EngineProcess
     from nanochat.server.pool import EnginePool
@@ -228,7 +247,7 @@ def _engines(config: Config) -> Iterator[_Model]:
             stack.callback(worker.close)
         with ThreadPoolExecutor(len(workers)) as threads:
             first, *_ = list(threads.map(EngineProcess.start, workers))
-        yield _Model(
+        yield Served(
             door=workers[0] if len(workers) == 1 else EnginePool(workers),
             tokenizer=first.tokenizer,
             context_len=first.context_len,

@@ -29,15 +29,9 @@ from nanochat.model.gpt import GPT
 from nanochat.train.moments import MOMENTS, check_state, moment_shape
 from nanochat.train.muon import MuonStep, muon_apply, muon_direction
 from nanochat.train.recipes import ADAM_EPS, OptimizerRecipe, Rates, Role, rates_of, role_of
-from nanochat.train.sharding import Gathered, Span, owners
+from nanochat.train.sharding import Gathered, owners, rows_of
 
-__all__ = ["ShardedOptimizer", "rows_of", "shard_model"]
-
-
-def rows_of(num_rows: int, rank: int, size: int) -> Span:
-    """Which rows of a weight a rank has: equal parts, the last ones shorter or empty."""
-    part = -(-num_rows // size)
-    return Span(min(num_rows, rank * part), min(num_rows, (rank + 1) * part))
+__all__ = ["ShardedOptimizer", "shard_model"]
 
 
 def shard_model(model: GPT, world: World, device: torch.device, compute_dtype: torch.dtype) -> None:

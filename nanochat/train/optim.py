@@ -13,7 +13,7 @@ Read next: recipes.py (the numbers), muon.py, sharding.py; tests/twins/optim.py 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from nanochat.common.dist import World
 from nanochat.model.gpt import GPT
 from nanochat.train.moments import MOMENTS, check_state, moment_shape
 from nanochat.train.muon import MuonStep, muon_update
-from nanochat.train.pieces import Piece, Storage, cut_pieces
+from nanochat.train.pieces import Piece, Storage, cut_pieces, names_by_storage
 from nanochat.train.recipes import (
     ADAM_EPS,
     RECIPES,
@@ -69,7 +69,8 @@ class Optimizer:
         # In float32 runs V3 and V4 round inside of muon_update.
         is_narrow = compute_dtype in (torch.bfloat16, torch.float16)
         self._muon_dtype = torch.bfloat16 if is_narrow else compute_dtype
-        self._storages = [Storage(names, self._parameters) for names in self._groups()]
+        shapes = {name: each.shape for name, each in self._parameters.items()}
+        self._storages = [Storage(n, self._parameters) for n in names_by_storage(shapes)]
         self._grads = {n: grad for each in self._storages for n, grad in each.grads_by_name()}
         self._pieces = cut_pieces(self._storages, self._world.size)
         for storage in self._storages:
@@ -304,16 +305,6 @@ class Optimizer:
         return whole
 
     # ----------------------------------------------------------------------------- who has what
-
-    def _groups(self) -> Iterator[list[str]]:
-        """Weights that lie together: tables and scalars each alone, matrices by shape."""
-        by_shape: dict[torch.Size, list[str]] = {}
-        for name, parameter in self._parameters.items():
-            if role_of(name) == "matrix":
-                by_shape.setdefault(parameter.shape, []).append(name)
-            else:
-                yield [name]
-        yield from by_shape.values()
 
     def _make_reducer(self, num_layers: int) -> Reducer:
         if self._world.size == 1:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nanochat.train.recipes import role_of
-from nanochat.train.sharding import Span, cut, owners
+from nanochat.train.sharding import Group, Span, deal
 
-__all__ = ["Piece", "Storage", "cut_pieces"]
+__all__ = ["Piece", "Storage", "cut_pieces", "names_by_storage"]
 
 
 class Storage:
@@ -101,20 +101,25 @@ class Piece:
 
 
 def cut_pieces(storages: Sequence[Storage], num_ranks: int) -> list[Piece]:
-    """All pieces, each with its owner: matrices are dealt out first, because their updates take
-    time, then tables, which take memory alone."""
-    loads, found = [0] * num_ranks, []
-    for is_matrix, num_moments in ((True, 1), (False, 2)):
-        alike = [storage for storage in storages if storage.is_matrix == is_matrix]
-        elements = sum(storage.grads.numel() for storage in alike)
-        pieces = [
-            Piece(storage, span)
-            for storage in alike
-            for span in cut(len(storage.grads), storage.grads[0].numel(), num_ranks, elements)
-        ]
-        costs = [piece.grads.numel() * num_moments for piece in pieces]
-        for piece, owner in zip(pieces, owners(costs, loads), strict=True):
-            piece.owner = owner
-        found += pieces
-    order = {storage: index for index, storage in enumerate(storages)}
-    return sorted(found, key=lambda piece: (order[piece.storage], piece.span.start))
+    """All pieces, each with its owner."""
+    groups = [
+        Group(len(storage.grads), storage.grads[0].numel(), storage.is_matrix)
+        for storage in storages
+    ]
+    pieces = []
+    for share in deal(groups, num_ranks):
+        piece = Piece(storages[share.group], share.span)
+        piece.owner = share.owner
+        pieces.append(piece)
+    return pieces
+
+
+def names_by_storage(shapes: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
+    """Weights that lie together: tables and scalars each alone, matrices by shape."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in shapes.items():
+        if role_of(name) == "matrix":
+            by_shape.setdefault(tuple(shape), []).append(name)
+        else:
+            yield [name]
+    yield from by_shape.values()

@@ -1,5 +1,5 @@
 """Which rank updates what.   in: shapes, a number of ranks   out: pieces, each with an owner
-who calls: optim.py, estimate.py   (the cutting is pure)
+who calls: optim.py, pieces.py, fsdp.py, traffic.py   (the cutting is pure)
 
 The weights are cut into pieces: some matrices of one shape, or some rows of a table.  A piece has
 one owner, who alone holds its moments, updates it, and gives it to the others.  Nothing has to be
@@ -11,6 +11,7 @@ order whatever happens to it.
 Read next: optim.py (what an owner does with its piece).
 """
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,25 @@ from torch import Tensor
 
 from nanochat.common.dist import Work, World
 
-__all__ = ["Gathered", "Reducer", "Span", "cut", "owners", "place_in_backward"]
+__all__ = [
+    "Gathered",
+    "Group",
+    "Reducer",
+    "Share",
+    "Span",
+    "cut",
+    "deal",
+    "owners",
+    "place_in_backward",
+    "rows_of",
+]
 
 # Of gradient elements that travel at once: 16 MiB in float32 is long enough to fill a link.
 LONGEST_PIECE = 2**22
 PIECES_PER_RANK = 4  # of all tables together, at least: the load is even within an eighth
+# Pieces for more ranks are no shorter than for so many: a message goes around all of them, which
+# costs more than that some own a piece of 16 MiB and others none.
+MANY_RANKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +53,56 @@ class Span:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Weights that lie together: a table of rows, or matrices of one shape."""
+
+    num_units: int
+    unit_elements: int
+    is_matrix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A piece of a group, and whose it is."""
+
+    group: int
+    """The group's place among all."""
+    span: Span
+    owner: int
+
+
+def deal(groups: Sequence[Group], num_ranks: int) -> list[Share]:
+    """All groups cut into pieces with owners, in their order: matrices are dealt out first, because
+    their updates take time, then tables, which take memory alone."""
+    loads, shares = [0] * num_ranks, []
+    for is_matrix, num_moments in ((True, 1), (False, 2)):
+        alike = [index for index, each in enumerate(groups) if each.is_matrix == is_matrix]
+        elements = sum(groups[index].num_units * groups[index].unit_elements for index in alike)
+        found = [
+            (index, span)
+            for index in alike
+            for span in cut(
+                groups[index].num_units, groups[index].unit_elements, num_ranks, elements
+            )
+        ]
+        costs = [span.size * groups[index].unit_elements * num_moments for index, span in found]
+        for (index, span), owner in zip(found, owners(costs, loads), strict=True):
+            shares.append(Share(index, span, owner))
+    return sorted(shares, key=lambda share: (share.group, share.span.start))
+
+
 def cut(num_units: int, unit_elements: int, num_ranks: int, all_elements: int) -> list[Span]:
     """Units of so many elements each in spans of nearly equal size, for so many ranks.
 
     `all_elements` is what is cut in this way altogether: one rank takes it whole; for several no
-    span is longer than a fraction of one rank's share, nor than what travels well at once.
+    span is longer than a fraction of one rank's share (of eight ranks', for more), nor than what
+    travels well at once.
     """
     if num_ranks == 1:
         return [Span(0, num_units)]
-    longest = min(LONGEST_PIECE, all_elements // (PIECES_PER_RANK * num_ranks))
+    share = all_elements // (PIECES_PER_RANK * min(num_ranks, MANY_RANKS))
+    longest = min(LONGEST_PIECE, share)
     per_span = min(num_units, max(1, longest // unit_elements))
     num_spans = -(-num_units // per_span)
     edges = [num_units * index // num_spans for index in range(num_spans + 1)]
@@ -57,10 +113,20 @@ def owners(costs: Sequence[int], loads: list[int]) -> list[int]:
     """A rank for each piece, the dearest first, each to the one with the least load; the loads grow
     by what was given."""
     found = [0] * len(costs)
+    least = [(load, rank) for rank, load in enumerate(loads)]
+    heapq.heapify(least)
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        found[index] = min(range(len(loads)), key=loads.__getitem__)
-        loads[found[index]] += costs[index]
+        load, rank = least[0]
+        found[index], loads[rank] = rank, load + costs[index]
+        heapq.heapreplace(least, (loads[rank], rank))
     return found
+
+
+def rows_of(num_rows: int, rank: int, size: int) -> Span:
+    """Which rows of a weight a rank has where a model is cut: equal parts, the last ones shorter or
+    empty."""
+    part = -(-num_rows // size)
+    return Span(min(num_rows, rank * part), min(num_rows, (rank + 1) * part))
 
 
 def place_in_backward(name: str, num_layers: int) -> int:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.cli import eval as evaluation
 from nanochat.cli.eval import Config, chosen_tasks
 from nanochat.cli.main import main
-from nanochat.common.errors import ConfigError
+from nanochat.common.dist import World
+from nanochat.common.errors import ConfigError, TrainingError
 from nanochat.evals.results import read_results
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 from tests.conftest import REPOSITORY
 from tests.evals.bundle import write_bundle
+from tests.train import test_failures
 
 
 @pytest.fixture
@@ -118,6 +121,32 @@ def test_the_usual_tasks_follow_from_what_the_model_is() -> None:
     assert len(chosen_tasks(Config(model="m"), is_chat=False)) == 22
     assert chosen_tasks(Config(model="m"), is_chat=True)[0].name == "ARC-Easy"
     assert Config(model="m", compat="nanochat").mode == "nanochat"
+
+
+def _broken_on_one_rank(world: World) -> str:
+    def run(config: Config, chosen: object, world: World | None) -> int:
+        assert world is not None
+        if world.rank == 1:
+            raise ValueError("a file that is not there")
+        world.wait()
+        return 0
+
+    evaluation._run = run
+    try:
+        return str(evaluation.run(Config(model="tiny")))
+    except (TrainingError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.req("FR-016", "FR-043")
+def test_what_ends_one_process_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(test_failures.TASKS, "evaluate", _broken_on_one_rank)
+    (_, first), (_, second) = test_failures.in_ranks(2, "evaluate", tmp_path)
+    assert second == "ValueError: a file that is not there"
+    assert first.startswith("TrainingError: rank 1 (")
+    assert first.endswith("ended after step 0: ValueError: a file that is not there")
 
 
 @pytest.mark.slow

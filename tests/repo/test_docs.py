@@ -22,7 +22,10 @@ def test_pages_are_found() -> None:
     assert REPOSITORY / "docs" / "map.md" in PAGES
 
 
-@pytest.mark.parametrize(("name", "page"), [("cli.md", docs.cli_page), ("map.md", docs.map_page)])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("cli.md", docs.cli_page), ("map.md", docs.map_page), ("scale.md", docs.scale_page)],
+)
 @pytest.mark.req("FR-071")
 def test_generated_pages_are_in_sync(name: str, page: "docs.Callable[[], str]") -> None:
     assert (REPOSITORY / "docs" / name).read_text() == page(), "run make docs"

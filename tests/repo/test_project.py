@@ -23,8 +23,9 @@ COMES_WITH = {
     "starlette": "fastapi",
 }
 THROUGH_ANOTHER = {"httptools"}  # uvicorn's module for it is imported
-# Of an extra: a model of Hugging Face's is examined, and an s3:// address read, where it is there.
-OPTIONAL = {"fsspec", "transformers"}
+# Of an extra: a model of Hugging Face's is examined, an s3:// address read, a corpus prepared on
+# several machines, where it is there.
+OPTIONAL = {"fsspec", "ray", "transformers"}
 PEERS = {"llama_cpp"}  # measured beside us where a user has them, in a process of their own
 
 
@@ -53,7 +54,8 @@ def test_dependencies_are_what_is_imported() -> None:
 
 
 def test_every_dependency_has_a_lower_bound_and_a_reason() -> None:
-    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    extras = PROJECT["optional-dependencies"]
+    requirements = PROJECT["dependencies"] + extras["dev"] + extras["cluster"]
     for requirement in requirements:
         assert ">=" in requirement
         assert re.search(rf'"{re.escape(requirement)}",\s+# \w', TEXT), requirement

@@ -143,6 +143,7 @@ def test_pages_of_another_repository_differ(
     monkeypatch.setattr(docs, "ROOT", tmp_path)
     monkeypatch.setattr(docs, "cli_page", lambda: "cli")
     monkeypatch.setattr(docs, "map_page", lambda: "map")
+    monkeypatch.setattr(docs, "scale_page", lambda: "scale")
     monkeypatch.setattr(sys, "argv", ["docs.py", "--check"])
     assert docs.main() == 1
     assert "docs/map.md is not what the code says: make docs" in capsys.readouterr().out

@@ -35,6 +35,7 @@ case "$1 $2" in
   "-m pip") case "$*" in
       *--version) [ -e "${0%python}pip" ] ;;
       *--report*) cp "$STATE/report" .venv/torch.json ;;
+      *cluster*) [ ! -e "$STATE/no-ray" ] ;;
       *torch*) [ ! -e "$STATE/pip-fails" ] && : >"$STATE/torch" ;;
     esac ;;
   "- ") [ -e "$STATE/torch" ] ;;
@@ -126,10 +127,18 @@ def test_a_fresh_machine_and_then_nothing_to_do(machine: Machine, shell: str) ->
 def test_dev_adds_its_tools_and_serves_plain_use(machine: Machine) -> None:
     assert machine.setup().returncode == 0
     assert machine.setup("dev").returncode == 0
-    assert "pip install -e .[dev]\n" in machine.diary()
+    assert "pip install -e .[dev,cluster]\n" in machine.diary()
     before = machine.diary()
     assert machine.setup().stdout == machine.setup("dev").stdout == ""
     assert machine.diary() == before
+
+
+def test_dev_without_ray_says_what_is_skipped(machine: Machine) -> None:
+    machine.state("no-ray")
+    done = machine.setup("dev")
+    assert done.returncode == 0, done.stderr
+    assert "no Ray for the tests of several machines, which will be skipped" in done.stdout
+    assert "pip install -e .[dev]\n" in machine.diary()
 
 
 def test_dev_takes_the_browser_that_is_there(machine: Machine) -> None:

@@ -13,11 +13,11 @@ from nanochat.batches.batch import IGNORE, Batch
 from nanochat.common.dist import World
 from nanochat.common.errors import CheckpointError, TrainingError
 from nanochat.train import loop
-from nanochat.train.fsdp import ShardedOptimizer, rows_of, shard_model
+from nanochat.train.fsdp import ShardedOptimizer, shard_model
 from nanochat.train.loop import Stage, fit
 from nanochat.train.loss import bits_per_byte, loss_sum
 from nanochat.train.recipes import RECIPES
-from nanochat.train.sharding import Span
+from nanochat.train.sharding import Span, rows_of
 from tests.conftest import DOUBLE_ATOL
 from tests.fakes import random_gpt, tiny_config
 from tests.train import test_world

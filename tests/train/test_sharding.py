@@ -21,6 +21,7 @@ from nanochat.train.pieces import Storage, cut_pieces
 from nanochat.train.recipes import rates_of
 from nanochat.train.sharding import (
     LONGEST_PIECE,
+    MANY_RANKS,
     Gathered,
     Reducer,
     cut,
@@ -51,7 +52,14 @@ def test_spans_are_whole_and_short(
     else:
         longest = max(span.size for span in spans)
         assert longest == 1 or longest * unit_elements <= LONGEST_PIECE
-        assert longest == 1 or longest * unit_elements <= elements / (4 * num_ranks)
+        share = elements / (4 * min(num_ranks, MANY_RANKS))
+        assert longest == 1 or longest * unit_elements <= share
+
+
+def test_many_ranks_send_no_more_than_some() -> None:
+    """Depth 12 has eight tables of 32,768 rows."""
+    for num_ranks, num_spans in ((8, 7), (64, 7), (512, 7)):
+        assert len(cut(32_768, 768, num_ranks, 8 * 32_768 * 768)) == num_spans
 
 
 @given(costs=st.lists(st.integers(1, 1000), max_size=60), num_ranks=st.integers(1, 9))

@@ -1,0 +1,83 @@
+"""deploy/slurm.sbatch, with stand-ins for SLURM's own commands."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.conftest import REPOSITORY
+from tests.deploy import stand_ins
+from tests.deploy.jobs import (
+    command,
+    process_of_rank,
+    running,
+    stage_of,
+    steps_done,
+    undisturbed_losses,
+    wait_until,
+)
+from tests.train.test_failures import losses_of
+
+SCRIPT = REPOSITORY / "deploy" / "slurm.sbatch"
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+@needs_bash
+@pytest.mark.req("FR-016", "FR-020", "EC-5")
+def test_a_job_survives_a_dead_rank_and_the_end_of_its_time(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    """A rank is killed: all start again in the same job.  The time is up: saved, back into the
+    queue.  The next job ends the run with the losses of one that nobody disturbed."""
+    expected = undisturbed_losses(tmp_path, tiny_tokenizer)
+    environment = stand_ins.install(tmp_path / "bin")
+    home, output = tmp_path / "job", tmp_path / "output"
+    words = ["bash", str(SCRIPT), *command(home, "--save-every", "5", "--log-every", "1")]
+    stage = stage_of(home)
+    with running(words, environment, output) as job:
+        wait_until(lambda: steps_done(home) >= 8, "step 8")
+        os.kill(process_of_rank(home, 1), signal.SIGKILL)
+        wait_until(lambda: " start 2" in (stage / "log.txt").read_text(), "the second start")
+        wait_until(lambda: steps_done(home) >= 12, "step 12 of the second start")
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(60) == 0, output.read_text()
+    assert (tmp_path / "bin/requeued").read_text() == "4711\n"
+    assert "try 1 of 3 ended with exit code" in output.read_text()
+    assert (stopped := re.search(r"SIGUSR1 after step (\d+)", (stage / "log.txt").read_text()))
+    assert 12 <= int(stopped[1]) < 40
+    with running(words, environment, output) as job:
+        assert job.wait(90) == 0, output.read_text()
+    assert f"going on after step {stopped[1]} of 40" in (stage / "log.txt").read_text()
+    assert losses_of(stage) == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "bin/requeued").read_text() == "4711\n"
+
+
+@needs_bash
+@pytest.mark.req("FR-016")
+def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    environment = stand_ins.install(tmp_path / "bin") | {"NANOCHAT": "wrong"}
+    wrong = tmp_path / "bin" / "wrong"
+    wrong.write_text(
+        '#!/bin/sh\necho "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE: $*"\n'
+        "sleep 0.2\nexit ${CODE:-2}\n"
+    )
+    wrong.chmod(0o755)
+    words = ["bash", str(SCRIPT), "pretrain", "--depth", "two words"]
+
+    def told(**more: str) -> tuple[int, list[str]]:
+        done = subprocess.run(
+            words, env=environment | more, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, sorted(done.stdout.splitlines())
+
+    line = "pretrain --depth two words --resume"
+    assert told() == (2, [f"0 of 2, 0 of 2: {line}", f"1 of 2, 1 of 2: {line}"])
+    code, lines = told(CODE="1", TRIES="2")
+    assert code == 1 and len([each for each in lines if line in each]) == 4
+    assert "slurm.sbatch: try 2 of 2 ended with exit code 1" in lines
+    assert subprocess.run(["bash", str(SCRIPT)], capture_output=True).returncode == 2
