@@ -11,11 +11,12 @@ any file).
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nanochat.batches.mixture import Mixture, Source
+from nanochat.batches.chapter_writer import BEGINNING, Place
+from nanochat.batches.mixture import Mixture, Source, TokenizedStore
 from nanochat.batches.store import (
     Store,
     TokenStore,
@@ -30,6 +31,7 @@ from nanochat.corpus.conversations import split_conversations
 from nanochat.corpus.documents import Document, split_documents
 from nanochat.corpus.files import ReadReport
 from nanochat.corpus.split import Split, SplitRule
+from nanochat.corpus.sums import KnownSums
 from nanochat.tokenizer.chat import render_training
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -51,6 +53,21 @@ class Texts:
     """What decides the documents of a part, for the cache."""
     rule: str
     """A line for the plan: what is held out."""
+    onward: Callable[[Place], tuple[Iterator[tuple[Place, Document]], ReadReport]]
+    """The training documents from a place on, with their places; and what is left out meanwhile."""
+    recipe: str
+    """JSON of which `from_recipe` makes the same in another process."""
+    num_bytes: int
+    """Of the training files."""
+
+    @classmethod
+    def from_recipe(cls, recipe: str) -> "Texts":
+        """What another process has."""
+        kind, arguments = json.loads(recipe)
+        if kind == "world":
+            return cls.from_world(*arguments)
+        data, val_data, text_column, home = arguments
+        return cls.from_files(data, val_data, text_column, Path(home) if home else None)
 
     @classmethod
     def from_files(
@@ -75,7 +92,21 @@ class Texts:
         def documents(part: Part, report: ReadReport | None) -> Iterator[Document]:
             return split.train(report) if part == "train" else split.validation(report)
 
-        return cls(documents, split.identity, split.rule)
+        sums = KnownSums(home_dir(home) / "data" / "sums.json")
+
+        def identity(part: Part) -> str:
+            with sums:
+                return split.identity(part, sums.sha256)
+
+        recipe = json.dumps(["files", [[*data], [*val_data], text_column, home and str(home)]])
+        return cls(
+            documents,
+            identity,
+            split.rule,
+            lambda place: _onward(split, place),
+            recipe,
+            sum(path.stat().st_size for path in split.train_files),
+        )
 
     @classmethod
     def from_world(cls, num_chars: int, seed: int = 0) -> "Texts":
@@ -89,11 +120,18 @@ class Texts:
             texts = world.prose(*sizes[part])
             return (Document(text, "the built-in world", index) for index, text in enumerate(texts))
 
+        def onward(place: Place) -> tuple[Iterator[tuple[Place, Document]], ReadReport]:
+            whole = ((Place(0, text.position), text) for text in documents("train", None))
+            return (each for each in whole if each[0] >= place), ReadReport()
+
         return cls(
             documents,
             lambda part: json.dumps(["world", WORLD_VERSION, *sizes[part]]),
             f"{num_chars:,} characters of the built-in world; validation is written with another "
             "seed",
+            onward,
+            json.dumps(["world", [num_chars, seed]]),
+            num_chars,
         )
 
 
@@ -165,7 +203,7 @@ def chat_store(
     return cached_store(_root(home), chats.identity(part), tokenizer, write)
 
 
-def mixed(chats: TokenStore, texts: TokenStore | None, text_share: float) -> Store:
+def mixed(chats: TokenStore, texts: TokenizedStore | None, text_share: float) -> Store:
     """Conversations with so many tokens of plain text among them that they are `text_share` of all.
 
     Text goes in at most once; a share of 0, or no text, leaves the conversations alone.
@@ -177,6 +215,24 @@ def mixed(chats: TokenStore, texts: TokenStore | None, text_share: float) -> Sto
     return Mixture(
         [Source(name="conversations", store=chats), Source(name="text", store=texts, epochs=epochs)]
     )
+
+
+def _onward(
+    split: Split[Document], place: Place
+) -> tuple[Iterator[tuple[Place, Document]], ReadReport]:
+    """Files before the place are not opened; of its own file the beginning is read again."""
+    files = split.train_files[place.file :]
+    numbers = {str(path): place.file + index for index, path in enumerate(files)}
+    # A rest without any text is no fault, a corpus without any is.
+    report = ReadReport(num_kept=0 if place == BEGINNING else 1)
+
+    def placed() -> Iterator[tuple[Place, Document]]:
+        for document in replace(split, train_files=files).train(report):
+            here = Place(numbers[document.source], document.position)
+            if here >= place:
+                yield here, document
+
+    return placed(), report
 
 
 def _text_store(

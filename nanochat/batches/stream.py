@@ -1,88 +1,57 @@
-"""A store -> the n-th batch.   in: TokenStore or Mixture, seed, n   out: Batch   who calls: train,
-evals, cli
+"""A store -> the n-th batch.   in: stores, Mixture or Chapters, seed, n   out: Batch
+who calls: train, evals, cli
 
-The n-th batch is a pure function of (seed, the store's fingerprint, n): stopping and resuming needs
-one integer, and the number of ranks changes nothing but who computes which row.  How, without
+The n-th batch is a pure function of (seed, the fingerprint of the text, n): stopping and resuming
+needs one integer, and the number of ranks changes nothing but who computes which row.  How, without
 storing an order or a plan:
 
-    epoch e  the documents are shuffled by (seed, e); that order is cut into groups
-    group g  its documents are packed into rows, and the rows are shuffled
-    row i    is found by adding up the rows of the groups before it, counted once
+    part p   is an epoch of a store, or a chapter of an epoch of a large text (chapters.py)
+    row i    is found by adding up the rows of the parts before it, counted once
     batch n  has rows n * num_rows to (n + 1) * num_rows - 1; a rank takes every world_size-th
 
-Memory: a few group plans and one integer a group, whatever the size of the corpus.
-Read next: packing.py (documents to rows), store.py (what is read), train/loop.py (who asks).
+Memory: a few plans and one integer a part, whatever the size of the corpus.
+Read next: rows.py (the rows of a part), mixing.py (several streams), train/loop.py (who asks).
 """
 
 import bisect
 import hashlib
 import json
-import queue
-import threading
 from collections import Counter, OrderedDict
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from nanochat.batches.batch import Batch, batch_from_rows
-from nanochat.batches.order import shuffled
-from nanochat.batches.packing import Layout, Packed, Piece, pack
+from nanochat.batches.chapters import Chapters, Section
+from nanochat.batches.packing import Layout, Piece
+from nanochat.batches.rows import PackingReport, Rows, packing_version
 from nanochat.batches.store import Store
 from nanochat.common.errors import ConfigError, DataError
 
 __all__ = [
     "ConversationStream",
     "PackedStream",
-    "PackingReport",
-    "prefetch",
+    "Row",
+    "batch_of",
+    "rank_rows",
     "validation_batches",
 ]
 
-GROUP_DOCUMENTS = 1024  # as many as wait in the reference's buffer
-NUM_CACHED_GROUPS = 4
-VERSION = 1  # raised when the same settings would give other batches
-
-Indices = npt.NDArray[np.int64]
+NUM_CACHED_PARTS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackingReport:
-    """What one epoch does with the store's tokens; `str` of it is a line for the plan.
+class Row(NamedTuple):
+    """What lies in a row, and what the pieces are of."""
 
-    tokens of the store + added_bos = placed + cropped + skipped, and placed + padded = all rows.
-    """
+    store: Store
+    pieces: list[Piece]
 
-    num_rows: int = 0
-    placed_tokens: int = 0
-    added_bos_tokens: int = 0
-    """Put before the pieces that go on with a document."""
-    cropped_tokens: int = 0
-    padded_tokens: int = 0
-    skipped_tokens: int = 0
-    cropped_documents: int = 0
-    skipped_documents: int = 0
-    """Conversations whose first trained token is past the end of a row, and their tokens."""
-
-    def __str__(self) -> str:
-        total = max(self.placed_tokens + self.cropped_tokens, 1)
-        return (
-            f"{self.num_rows:,} rows of {self.placed_tokens:,} tokens; "
-            f"{self.cropped_tokens:,} tokens ({self.cropped_tokens / total:.1%}) cropped, "
-            f"of {self.cropped_documents:,} documents; {self.padded_tokens:,} padded; "
-            f"{self.skipped_documents:,} documents skipped"
-        )
-
-
-class _Group(NamedTuple):
-    documents: Indices
-    """Which documents of the store the pieces number."""
-    packed: Packed
-    row_order: Indices
-    skipped_documents: int
-    skipped_tokens: int
+    @property
+    def num_tokens(self) -> int:
+        """Places of the row that are filled."""
+        return sum(piece.length for piece in self.pieces)
 
 
 class _RowStream:
@@ -90,7 +59,7 @@ class _RowStream:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Chapters,
         context_len: int,
         layout: Layout,
         *,
@@ -111,11 +80,18 @@ class _RowStream:
         self._num_epochs = num_epochs
         self._is_masked = is_masked
         self._form: list[str | int] = [layout, is_masked]
-        self._num_groups = max(1, round(store.num_documents / GROUP_DOCUMENTS))
-        self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
-        self._epoch_starts = [0]  # the first row of each epoch that has been reached
-        # Of one epoch: its number, and the rows up to the end of each group.
-        self._group_ends: tuple[int, list[int]] = (0, [])
+        self._parts: OrderedDict[int, Rows] = OrderedDict()
+        self._starts = [0]  # the first row of each part that has been reached
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of a row that are read."""
+        return self._context_len
+
+    @property
+    def bos(self) -> int:
+        """The token every document begins with, and what rows are padded with."""
+        return self._store.bos
 
     @property
     def fingerprint(self) -> str:
@@ -123,13 +99,7 @@ class _RowStream:
 
         The number of epochs is not part of it: more of them go on with the same batches.
         """
-        settings = [
-            VERSION,
-            GROUP_DOCUMENTS,
-            self._store.fingerprint,
-            self._context_len,
-            self._seed,
-        ]
+        settings = [*packing_version(), self._store.fingerprint, self._context_len, self._seed]
         return hashlib.sha256(json.dumps([*settings, *self._form]).encode()).hexdigest()
 
     @property
@@ -152,126 +122,108 @@ class _RowStream:
     def report(self, epoch: int = 0) -> PackingReport:
         """What happens to the tokens in one epoch."""
         total: Counter[str] = Counter()
-        for index in range(self._num_groups):
-            group = self._group(epoch, index)
-            total["num_rows"] += len(group.packed.rows)
-            total["placed_tokens"] += group.packed.placed_tokens
-            total["added_bos_tokens"] += group.packed.added_bos_tokens
-            total["cropped_tokens"] += group.packed.cropped_tokens
-            total["padded_tokens"] += group.packed.padded_tokens
-            total["skipped_tokens"] += group.skipped_tokens
-            total["cropped_documents"] += group.packed.cropped_documents
-            total["skipped_documents"] += group.skipped_documents
+        for part in range(self._first_part(epoch), self._first_part(epoch + 1)):
+            if (rows := self._rows(part)) is not None:
+                total.update(asdict(rows.report()))
         return PackingReport(**total)
 
-    # ----------------------------------------------------------------------- rows by number
+    def row(self, index: int) -> Row | None:
+        """The row with this number; None past the last epoch."""
+        part = bisect.bisect_right(self._starts, index) - 1
+        while (rows := self._rows(part)) is not None:
+            pieces = rows.row(index - self._start(part))
+            if pieces is not None:
+                return Row(rows.store, pieces)
+            part += 1
+        return None
 
-    def _row(self, index: int) -> list[Piece]:
-        """The pieces of a row, numbered as in the store; none past the last epoch."""
-        epoch = bisect.bisect_right(self._epoch_starts, index) - 1
-        while self._num_epochs is None or epoch < self._num_epochs:
-            place = index - self._epoch_start(epoch)
-            ends = self._ends(epoch, place)
-            if ends[-1] > place:
-                return self._row_at(epoch, bisect.bisect_right(ends, place), place)
-            epoch += 1
-        return []
+    def _section(self, part: int) -> Section | None:
+        """What is read in a part; None past the last epoch."""
+        if isinstance(self._store, Chapters):
+            section = self._store.section(part, self._seed)
+        else:
+            section = Section(epoch=part, store=self._store, key=(self._seed, part))
+        is_past = self._num_epochs is not None and section.epoch >= self._num_epochs
+        return None if is_past else section
 
-    def _row_at(self, epoch: int, group_index: int, place: int) -> list[Piece]:
-        group = self._group(epoch, group_index)
-        place -= self._ends(epoch, place)[group_index - 1] if group_index else 0
-        pieces = group.packed.rows[int(group.row_order[place])]
-        return [piece._replace(document=int(group.documents[piece.document])) for piece in pieces]
+    def _rows(self, part: int) -> Rows | None:
+        if part in self._parts:
+            self._parts.move_to_end(part)
+            return self._parts[part]
+        if (section := self._section(part)) is None:
+            return None
+        self._parts[part] = Rows(
+            section.store,
+            self._context_len,
+            self._layout,
+            key=section.key,
+            is_masked=self._is_masked,
+        )
+        while len(self._parts) > NUM_CACHED_PARTS:
+            self._parts.popitem(last=False)
+        return self._parts[part]
 
-    def _epoch_start(self, epoch: int) -> int:
-        """The number of the first row of an epoch."""
-        while len(self._epoch_starts) <= epoch:
-            last = len(self._epoch_starts) - 1
-            num_rows = self._ends(last, None)[-1]
-            if not num_rows:
+    def _start(self, part: int) -> int:
+        """The number of the first row of a part."""
+        while len(self._starts) <= part:
+            rows = self._rows(len(self._starts) - 1)
+            assert rows is not None, f"part {part} begins behind the last epoch"
+            if not rows.num_rows:
                 raise DataError(
                     f"no conversation has a trained token within {self._context_len} tokens: "
                     "give a longer context, or shorter conversations"
                 )
-            self._epoch_starts.append(self._epoch_starts[-1] + num_rows)
-        return self._epoch_starts[epoch]
+            self._starts.append(self._starts[-1] + rows.num_rows)
+        return self._starts[part]
 
-    def _ends(self, epoch: int, place: int | None) -> list[int]:
-        """Rows up to the end of each group, counted until one ends past `place` (None: all)."""
-        if self._group_ends[0] != epoch:
-            self._group_ends = (epoch, [])
-        ends = self._group_ends[1]
-        while len(ends) < self._num_groups and (place is None or not ends or ends[-1] <= place):
-            num_rows = len(self._group(epoch, len(ends)).packed.rows)
-            ends.append((ends[-1] if ends else 0) + num_rows)
-        return ends
+    def _first_part(self, epoch: int) -> int:
+        """The first part of an epoch, or the one behind the last epoch."""
+        if not isinstance(self._store, Chapters):
+            return epoch if self._num_epochs is None else min(epoch, self._num_epochs)
+        part = 0
+        while (section := self._section(part)) is not None and section.epoch < epoch:
+            part += 1
+        return part
 
-    def _group(self, epoch: int, group: int) -> _Group:
-        key = (epoch, group)
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
-        self._groups[key] = self._planned(epoch, group)
-        while len(self._groups) > NUM_CACHED_GROUPS:
-            self._groups.popitem(last=False)
-        return self._groups[key]
+    def _epoch_start(self, epoch: int) -> int:
+        return self._start(self._first_part(epoch))
 
-    def _planned(self, epoch: int, group: int) -> _Group:
-        size = self._store.num_documents
-        places = np.arange(size * group // self._num_groups, size * (group + 1) // self._num_groups)
-        documents = shuffled(places, size, ("documents", self._seed, epoch))
-        lengths = self._store.lengths(documents)
-        is_usable = self._is_usable(documents, lengths)
-        packed = pack(lengths[is_usable], self._context_len + 1, self._layout)
-        num_rows = len(packed.rows)
-        order = shuffled(np.arange(num_rows), max(num_rows, 1), ("rows", self._seed, epoch, group))
-        return _Group(
-            documents=documents[is_usable],
-            packed=packed,
-            row_order=order,
-            skipped_documents=int((~is_usable).sum()),
-            skipped_tokens=int(lengths[~is_usable].sum()),
+
+def batch_of(rows: Sequence[Row | None], width: int, bos: int, *, is_masked: bool = False) -> Batch:
+    """Rows of `width` + 1 tokens, padded with <|bos|>, which is not trained.
+
+    Shapes: len(rows), width.
+    """
+    tokens = np.full((len(rows), width + 1), bos, np.int64)
+    is_trained = np.zeros((len(rows), width + 1), bool)
+    for number, row in enumerate(rows):
+        place = 0
+        for document, start, length in row.pieces if row is not None else ():
+            assert row is not None
+            end = place + length
+            is_trained[number, place:end] = True
+            if start:  # a piece that goes on with a document: its <|bos|> is there already
+                place += 1
+            stop = start + end - place
+            tokens[number, place:end] = row.store.tokens(document, start, stop)
+            mask = row.store.mask(document, start, stop) if is_masked else None
+            if mask is not None:
+                is_trained[number, place:end] = mask
+            place = end
+    return batch_from_rows(tokens, is_trained)
+
+
+def rank_rows(index: int, num_rows: int, rank: int, world_size: int) -> range:
+    """The numbers of a rank's rows of a batch.
+
+    Raises: ConfigError for what is no batch, or no rank.
+    """
+    if num_rows < 1 or not 0 <= rank < world_size or index < 0:
+        raise ConfigError(
+            f"batch {index} of {num_rows} rows for rank {rank} of {world_size}: expected "
+            "a number of at least 0, at least one row, and a rank below the world size"
         )
-
-    def _is_usable(self, documents: Indices, lengths: Indices) -> npt.NDArray[np.bool_]:
-        """False for a document that is trained nowhere once it is cut to a row."""
-        is_usable = np.ones(len(documents), bool)
-        if not self._is_masked:
-            return is_usable
-        row_tokens = self._context_len + 1
-        for place in np.flatnonzero(lengths > row_tokens):
-            mask = self._store.mask(int(documents[place]), 1, row_tokens)
-            is_usable[place] = mask is None or bool(mask.any())
-        return is_usable
-
-    # ----------------------------------------------------------------------- rows to tensors
-
-    def _filled(self, rows: list[list[Piece]], width: int) -> Batch:
-        """Rows of `width` + 1 tokens, padded with <|bos|>, which is not trained."""
-        tokens = np.full((len(rows), width + 1), self._store.bos, np.int64)
-        is_trained = np.zeros((len(rows), width + 1), bool)
-        for row, pieces in enumerate(rows):
-            place = 0
-            for document, start, length in pieces:
-                end = place + length
-                is_trained[row, place:end] = True
-                if start:  # a piece that goes on with a document: its <|bos|> is there already
-                    place += 1
-                stop = start + end - place
-                tokens[row, place:end] = self._store.tokens(document, start, stop)
-                mask = self._store.mask(document, start, stop) if self._is_masked else None
-                if mask is not None:
-                    is_trained[row, place:end] = mask
-                place = end
-        return batch_from_rows(tokens, is_trained)
-
-    def _rank_rows(self, index: int, num_rows: int, rank: int, world_size: int) -> range:
-        if num_rows < 1 or not 0 <= rank < world_size or index < 0:
-            raise ConfigError(
-                f"batch {index} of {num_rows} rows for rank {rank} of {world_size}: expected "
-                "a number of at least 0, at least one row, and a rank below the world size"
-            )
-        return range(index * num_rows + rank, (index + 1) * num_rows, world_size)
+    return range(index * num_rows + rank, (index + 1) * num_rows, world_size)
 
 
 class PackedStream(_RowStream):
@@ -282,7 +234,7 @@ class PackedStream(_RowStream):
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Chapters,
         context_len: int,
         *,
         seed: int = 0,
@@ -298,8 +250,8 @@ class PackedStream(_RowStream):
 
         Shapes: ceil((num_rows - rank) / world_size), context_len.
         """
-        rows = [self._row(row) for row in self._rank_rows(index, num_rows, rank, world_size)]
-        return self._filled(rows, self._context_len)
+        rows = [self.row(row) for row in rank_rows(index, num_rows, rank, world_size)]
+        return batch_of(rows, self._context_len, self.bos)
 
 
 class ConversationStream(_RowStream):
@@ -339,22 +291,25 @@ class ConversationStream(_RowStream):
 
         Shapes: ceil((num_rows - rank) / world_size), and context_len or less where padded.
         """
-        numbers = self._rank_rows(index, num_rows, rank, world_size)
+        numbers = rank_rows(index, num_rows, rank, world_size)
         if self._layout == "pack":
-            rows = [self._row(row) for row in numbers]
+            rows = [self.row(row) for row in numbers]
             return self._filled(rows, self._context_len)
         # The order within a batch does not change its gradient: sorted, its parts need less padding
         # and the ranks have about as much to do.
-        rows = [self._row(row) for row in range(index * num_rows, (index + 1) * num_rows)]
+        rows = [self.row(row) for row in range(index * num_rows, (index + 1) * num_rows)]
         rows.sort(key=_row_length, reverse=True)
         rows = rows[rank::world_size]
-        longest = max((_row_length(row) for row in rows), default=0)
+        longest = max(map(_row_length, rows), default=0)
         width = -(-max(longest - 1, 1) // self._multiple) * self._multiple
         return self._filled(rows, min(width, self._context_len))
 
+    def _filled(self, rows: Sequence[Row | None], width: int) -> Batch:
+        return batch_of(rows, width, self.bos, is_masked=self._is_masked)
 
-def _row_length(row: list[Piece]) -> int:
-    return sum(piece.length for piece in row)
+
+def _row_length(row: Row | None) -> int:
+    return row.num_tokens if row is not None else 0
 
 
 def validation_batches(
@@ -382,37 +337,3 @@ def validation_batches(
         if not batch.num_targets:
             return
         yield batch
-
-
-def prefetch(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch]:
-    """The same batches in the same order, made ahead by a thread, at most `depth` of them."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-    is_closed = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> None:
-        while not is_closed.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                put(batch)
-                if is_closed.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the batches are used
-            put(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        is_closed.set()
-        thread.join()

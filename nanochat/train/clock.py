@@ -14,7 +14,10 @@ import torch
 from nanochat.common.device import peak_memory_bytes
 from nanochat.train.plan import Plan
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Waiting"]
+
+MOST_WAITING = 0.05  # of the time, before it is said that training waits for its batches
+LEAST_WAIT_S = 5.0
 
 
 class Clock:
@@ -56,3 +59,22 @@ class Clock:
             "eta_s": self._smooth_s * (self._plan.num_steps - step),
             "elapsed_s": self._elapsed_s,
         }
+
+
+class Waiting:
+    """How long training has stood still for want of batches."""
+
+    def __init__(self) -> None:
+        self._start_s, self._waited_s, self._has_told = time.monotonic(), 0.0, False
+
+    def see(self, wait_s: float) -> str | None:
+        """A line to show, once, where it is more than a twentieth of the time."""
+        self._waited_s += wait_s
+        whole_s = time.monotonic() - self._start_s
+        if self._has_told or self._waited_s <= max(LEAST_WAIT_S, MOST_WAITING * whole_s):
+            return None
+        self._has_told = True
+        return (
+            f"{self._waited_s:.1f} s of the last {whole_s:.0f} s were spent waiting for batches: "
+            "more processors help, or a text that `nanochat data prepare` has tokenized before"
+        )

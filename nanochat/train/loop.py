@@ -15,21 +15,21 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from nanochat.batches.batch import Batch
-from nanochat.batches.stream import prefetch
+from nanochat.batches.prefetch import prefetch, waited
 from nanochat.common.device import keep_freed_memory, peak_flops
 from nanochat.common.dist import World
 from nanochat.common.errors import Stopped, TrainingError
 from nanochat.common.files import write_text_atomically
 from nanochat.model.gpt import GPT
-from nanochat.train.clock import Clock
+from nanochat.train.clock import Clock, Waiting
 from nanochat.train.display import Display
 from nanochat.train.guard import Guard
 from nanochat.train.loss import compile_loss_sum, loss_sum
@@ -42,7 +42,7 @@ from nanochat.train.stop import StopSignals
 if TYPE_CHECKING:
     from nanochat.train.fsdp import ShardedOptimizer
 
-__all__ = ["Keeper", "Stage", "Stream", "fit"]
+__all__ = ["Keeper", "SourcedStream", "Stage", "Stream", "fit"]
 
 PACE_EVERY = 20  # steps between looks at which rank is slow
 MAX_SKIPS = 10  # updates thrown away in a row before training goes back
@@ -57,6 +57,14 @@ class Stream(Protocol):
 
     def batch(self, index: int, num_rows: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The n-th batch of `num_rows` rows."""
+
+
+@runtime_checkable
+class SourcedStream(Protocol):
+    """A stream that knows what its batches are from."""
+
+    def tokens_by_source(self, index: int, num_rows: int) -> dict[str, int]:
+        """What the n-th batch has of each source."""
 
 
 class Keeper(Protocol):
@@ -106,8 +114,8 @@ class Stage:
     optimizer: "Optimizer | ShardedOptimizer"
     stream: Stream
     plan: Plan
-    validate: Callable[[], float] | None = None
-    """Bits per byte of the validation text."""
+    validate: Callable[[], float | Mapping[str, float]] | None = None
+    """Bits per byte of the validation text: one number, or several, val_bpb among them."""
     examine: Callable[[int], dict[str, float]] | None = None
     """Scores of tasks at a step, by the name they have in metrics.jsonl: it begins with eval/."""
     keeper: Keeper = field(default_factory=_KeepsNothing)
@@ -162,6 +170,7 @@ class _Loop:
         self.rows = _read_rows(stage.metrics_path, stage.progress)
         self.guard = Guard(stage.max_skips)
         self.pending: _Pending | None = None
+        self.waiting = Waiting()
         device = stage.model.embedding.weight.device
         peak = peak_flops(device, stage.optimizer.compute_dtype) * stage.world.size
         elapsed_s = self.rows[-1]["elapsed_s"] if self.rows else 0.0
@@ -181,8 +190,8 @@ class _Loop:
         with StopSignals() as signals, self.stage.world.together(self.stage.display.note):
             while self.progress.step < self.plan.num_steps:
                 with contextlib.closing(self._batches()) as batches:
-                    for batch in batches:
-                        if not self._advance(batch):
+                    for batch, wait_s in waited(batches):
+                        if not self._advance(batch, wait_s):
                             break  # training went back: the batches are other ones now
                         self._stop_if_asked(signals)
 
@@ -196,15 +205,18 @@ class _Loop:
             for step in range(progress.step, self.plan.num_steps)
         )
 
-    def _advance(self, batch: Batch) -> bool:
+    def _advance(self, batch: Batch, wait_s: float) -> bool:
         """One step and what is due after it; False if training went back."""
         self.stage.keeper.check()
+        if told := self.waiting.see(wait_s):
+            self.stage.display.note(f"  step {self.progress.step}: {told}")
         step, schedule = self.progress.step, self.plan.schedule
         rates = Rates(
             schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
         )
         result = self.stepper.step(batch, rates)
         timing = self.clock.metrics(step + 1, result.num_targets)
+        timing["data_wait_s"] = wait_s
         self._replan_if_halved()
         if not self._settle():
             return False
@@ -247,8 +259,17 @@ class _Loop:
             "grad_norm": float(result.grad_norm) if is_good else math.nan,
             "lr": self.plan.schedule.lr_at(pending.step - 1),
             "num_targets": result.num_targets,
+            **self._sources(pending.batch),
             **pending.timing,
         }
+
+    def _sources(self, batch: int) -> dict[str, float]:
+        """Tokens of each source in a batch, where there are several."""
+        stream = self.stage.stream
+        if not isinstance(stream, SourcedStream):
+            return {}
+        tokens = stream.tokens_by_source(batch, self.plan.batch_rows)
+        return {f"tokens/{name}": count for name, count in tokens.items()}
 
     # --------------------------------------------------------------------------------- health
 
@@ -347,7 +368,8 @@ class _Loop:
         with self.clock.paused():
             stage.model.eval()
             if stage.validate is not None:
-                row["val_bpb"] = stage.validate()
+                told = stage.validate()
+                row |= told if isinstance(told, Mapping) else {"val_bpb": told}
             if stage.examine is not None:
                 row |= stage.examine(step)
             stage.model.train()

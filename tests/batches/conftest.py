@@ -1,10 +1,13 @@
 """What the tests of batches share: a tokenizer of single bytes, and stores made with it."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from nanochat.batches.sources import Texts
 from nanochat.batches.store import TokenStore, tokenize_conversations, tokenize_corpus
 from nanochat.common.messages import Conversation, Message
 from nanochat.corpus.documents import Document
@@ -52,3 +55,35 @@ def conversation_store(byte_tokenizer: Tokenizer, tmp_path: Path) -> Conversatio
 def asked(question: str, answer: str) -> Conversation:
     """A conversation of one question and one answer."""
     return (Message("user", question), Message("assistant", answer))
+
+
+class Corpus(NamedTuple):
+    """Files of documents of different lengths, some of them blank."""
+
+    folder: Path
+    texts: Texts
+    tokenizer: Tokenizer
+
+    def train(self) -> list[str]:
+        """The documents to train on, in order."""
+        return [document.text for document in self.texts.documents("train", None)]
+
+
+def write_corpus(folder: Path, num_files: int = 3, num_documents: int = 100) -> None:
+    """JSONL; every document is different and none is a part of another."""
+    folder.mkdir()
+    for file in range(num_files):
+        lines = []
+        for index in range(num_documents):
+            lines.append(json.dumps({"text": f"<{file}.{index}>" + "xyz"[file % 3] * (index % 90)}))
+            if index % 7 == file:
+                lines.append(json.dumps({"text": "  "}))
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def corpus(byte_tokenizer: Tokenizer, tmp_path: Path) -> Corpus:
+    """About 15,000 characters in three files."""
+    write_corpus(tmp_path / "corpus")
+    texts = Texts.from_files([str(tmp_path / "corpus")])
+    return Corpus(tmp_path / "corpus", texts, byte_tokenizer)

@@ -1,6 +1,8 @@
 """Streams: the n-th batch is a pure function of (seed, tokens, n), whoever asks and whenever."""
 
+import hashlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.batches import rows as rows_module
 from nanochat.batches import stream as stream_module
 from nanochat.batches.batch import IGNORE, Batch
+from nanochat.batches.prefetch import prefetch, waited
+from nanochat.batches.rows import PackingReport, Rows
 from nanochat.batches.store import TokenStore, tokenize_corpus
-from nanochat.batches.stream import (
-    ConversationStream,
-    PackedStream,
-    PackingReport,
-    prefetch,
-    validation_batches,
-)
+from nanochat.batches.stream import ConversationStream, PackedStream, validation_batches
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.corpus.documents import Document
 from nanochat.tokenizer.chat import render_training
@@ -37,7 +36,7 @@ CHATS = [asked(f"{index}?", "a" * (index % 9 + 1) + f"{index}!") for index in ra
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups in an epoch of sixty documents."""
-    monkeypatch.setattr(stream_module, "GROUP_DOCUMENTS", 16)
+    monkeypatch.setattr(rows_module, "GROUP_DOCUMENTS", 16)
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -187,8 +186,10 @@ def test_memory_is_a_few_plans(document_store: DocumentStore) -> None:
     stream = PackedStream(document_store(TEXTS * 10), 24)
     for index in range(300):
         stream.batch(index, 8)
-    assert len(stream._groups) <= stream_module.NUM_CACHED_GROUPS
-    assert len(stream._group_ends[1]) <= stream._num_groups
+    assert len(stream._parts) <= stream_module.NUM_CACHED_PARTS
+    for rows in stream._parts.values():
+        assert len(rows._groups) <= rows_module.NUM_CACHED_GROUPS
+        assert len(rows._ends) <= rows._num_groups
 
 
 def test_fingerprint_says_what_decides_the_batches(document_store: DocumentStore) -> None:
@@ -409,7 +410,53 @@ def test_one_group_of_real_size(tmp_path: Path, byte_tokenizer: Tokenizer) -> No
     store: TokenStore = tokenize_corpus(texts, byte_tokenizer, tmp_path / "large")
     stream = PackedStream(store, 32)
     stream.batch(0, 4)
-    assert len(stream._groups) == 1
-    assert stream._num_groups == round(3000 / 16)
-    documents = np.concatenate([stream._group(0, index).documents for index in range(188)])
+    rows = stream._parts[0]
+    assert len(rows._groups) == 1
+    assert rows._num_groups == round(3000 / 16)
+    documents = np.concatenate([rows._group(index).documents for index in range(188)])
     assert sorted(documents) == [*range(3000)]
+
+
+def test_batches_are_those_of_the_first_release(
+    document_store: DocumentStore, conversation_store: ConversationStore
+) -> None:
+    """Runs that began with other code go on with the same batches: these hashes never change."""
+    texts, chats = document_store(TEXTS), conversation_store(CHATS)
+    streams: list[PackedStream | ConversationStream] = [
+        PackedStream(texts, 24, seed=7),
+        PackedStream(texts, 24, remainders="drop"),
+        ConversationStream(chats, 40, seed=3),
+        ConversationStream(chats, 40, layout="padded"),
+    ]
+    told = []
+    for stream in streams:
+        digest = hashlib.sha256(stream.fingerprint.encode())
+        for index in (0, 3, 11, 40):
+            for tensor in stream.batch(index, 6):
+                digest.update(tensor.numpy().tobytes())
+        told.append(digest.hexdigest()[:16])
+    assert told == ["1d8896453442b954", "b1f78b444523ee26", "de8c21107b9a2370", "b710493f4762719f"]
+
+
+def test_rows_of_one_epoch(document_store: DocumentStore) -> None:
+    store = document_store(TEXTS)
+    rows, stream = Rows(store, 24, "reuse", key=(5, 1)), PackedStream(store, 24, seed=5)
+    first = stream.num_rows_per_epoch
+    for place in range(rows.num_rows):
+        found = stream.row(first + place)
+        assert found is not None and found.store is store
+        assert found.pieces == rows.row(place)
+        assert found.num_tokens <= 25
+    assert rows.row(rows.num_rows) is None
+    assert rows.report().num_rows == rows.num_rows
+    assert PackedStream(store, 24, num_epochs=1).row(10_000) is None
+
+
+def test_waiting_is_measured() -> None:
+    def slow() -> Iterator[Batch]:
+        for batch in numbered(3):
+            time.sleep(0.02)
+            yield batch
+
+    told = list(waited(slow()))
+    assert len(told) == 3 and all(wait_s >= 0.02 for _, wait_s in told)

@@ -198,6 +198,7 @@ def test_every_step_is_a_complete_row(tmp_path: Path, monkeypatch: pytest.Monkey
             "loss",
             "grad_norm",
             "lr",
+            "data_wait_s",
             "num_targets",
             "tokens_per_s",
             "mfu",
