@@ -16,7 +16,8 @@ help:
 	@echo "make fmt           format and mend what can be mended"
 	@echo "make bench         training speed, beside karpathy/nanochat's with ARGS='--peer-nanochat DIR'"
 	@echo "make soak          kill saving, damage checkpoints, 1,000 times each       (ARGS='--kills 100');"
-	@echo "                   64 users, 300 who leave, 5,000 requests from a schema   (SERVE_ARGS='--users 8')"
+	@echo "                   64 users, 300 who leave, 5,000 requests from a schema   (SERVE_ARGS='--users 8');"
+	@echo "                   5 GB of text within 2 GB of memory                      (DATA_ARGS='--gigabytes 1')"
 	@echo "make golden        take the tests' golden figures anew from SHARED=../shared"
 	@echo "make docs          write docs/cli.md and docs/map.md anew"
 	@echo "make requirements  which numbers of docs/requirements.md no test carries"
@@ -51,10 +52,11 @@ docs: dev
 bench: setup
 	@$(BIN)/nanochat bench train $(ARGS)
 
-# Two JSON lines: checkpoints (--folder DIR takes the disk that is meant), then a server.
+# Three JSON lines: checkpoints (--folder DIR takes the disk that is meant), a server, large texts.
 soak: dev
 	@$(BIN)/python scripts/soak.py --speed-depth 9 $(ARGS)
 	@$(BIN)/python scripts/soak_serve.py $(SERVE_ARGS)
+	@$(BIN)/python scripts/soak_data.py $(DATA_ARGS)
 
 # The figures the tests compare with, taken anew from the folders they came from; review the diff.
 golden: dev

@@ -9,12 +9,13 @@ Read next: plan.py (which resolves them).
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from nanochat.common.config import CommonOptions
 from nanochat.common.errors import ConfigError
+from nanochat.train.fleet import FleetName
 
 __all__ = ["MidtrainConfig", "PretrainConfig", "SftConfig", "StageConfig"]
 
@@ -23,8 +24,10 @@ __all__ = ["MidtrainConfig", "PretrainConfig", "SftConfig", "StageConfig"]
 class StageConfig(CommonOptions):
     """What all stages share."""
 
-    run: str | None = None
-    """Name of the run directory. None: d<depth> for pretraining, the model's own run after it."""
+    # torchrun of Python 3.11 takes --run for an unfinished word of its own; --run-name is none.
+    run: Annotated[str | None, arg(aliases=["--run-name"])] = None
+    """Name of the run directory. None: d<depth> for pretraining, the model's own run after it.
+    Under torchrun write --run-name."""
     overwrite: bool = False
     """Replace what this stage of this run has left before."""
     seed: int = 0
@@ -124,8 +127,14 @@ class PretrainConfig(StageConfig):
     """Characters of the built-in world, where --data is not given."""
     val_data: tuple[str, ...] = ()
     """Validation text. None: a hundredth of the documents of --data, chosen by their content."""
+    weights: tuple[float, ...] = ()
+    """For each --data its share of the tokens, compared with the others'; each is then shuffled and
+    repeated by itself. None: all are one text."""
     text_column: str = "text"
     """Column or key that holds the text."""
+    chapter_chars: int | None = None
+    """Characters of text that are tokenized before training begins; of a longer text the rest is
+    tokenized while training runs, in chapters of this size. None: 64 million."""
     tokenizer: str | None = None
     """A tokenizer.json. None: one is trained on the data."""
     remainders: Literal["drop", "reuse"] | None = None
@@ -147,12 +156,34 @@ class PretrainConfig(StageConfig):
     """Which generation of karpathy/nanochat's mathematics."""
     tokens_per_parameter: float = 12.0
     """Token budget: this times the weights of matrices and head."""
+    plan_world_size: int | None = None
+    """With --dry-run: plan for so many processes, and print what each of them holds, sends and
+    waits for."""
+    plan_device: FleetName = "here"
+    """What each of them has: machines of eight NVIDIA devices, or a device like the one here with
+    10 Gbit/s to the others."""
+    plan_link_gb_s: float | None = None
+    """Gigabytes per second that each sends to another machine. None: what such machines have."""
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
+        if self.plan_world_size is not None and not self.dry_run:
+            problems.append("plan_world_size is for a dry run: pass --dry-run too")
+        if self.plan_link_gb_s is not None and not 0.0 < self.plan_link_gb_s < math.inf:
+            problems.append(f"plan_link_gb_s is {self.plan_link_gb_s}, expected more than 0")
         if not 0.0 < self.tokens_per_parameter < math.inf:
             problems.append(
                 f"tokens_per_parameter is {self.tokens_per_parameter}, expected more than 0"
+            )
+        if self.weights and len(self.weights) != len(self.data):
+            problems.append(
+                f"weights has {len(self.weights)} numbers for {len(self.data)} paths of data, "
+                "expected one for each"
+            )
+        if self.weights and self.val_data:
+            problems.append(
+                "with weights each source is validated on what is held out of it: leave val_data "
+                "out"
             )
         return problems
 
@@ -160,10 +191,12 @@ class PretrainConfig(StageConfig):
         return super()._least() | {
             "vocab_size": 265,
             "world_chars": 1,
+            "chapter_chars": 1,
             "depth": 1,
             "context_len": 2,
             "head_dim": 2,
             "aspect_ratio": 1,
+            "plan_world_size": 1,
         }
 
 

@@ -3,33 +3,34 @@
 Read next: loop.py, plan.py.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from nanochat.batches.chapters import Chapters
 from nanochat.batches.store import Store
-from nanochat.batches.stream import PackedStream, validation_batches
-from nanochat.common.device import best_device
+from nanochat.common.device import best_device, compute_dtype, peak_flops, total_memory_bytes
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.init import initialize
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import PretrainConfig
 from nanochat.train.display import Display
-from nanochat.train.loss import bits_per_byte
-from nanochat.train.plan import Plan, plan_pretrain
+from nanochat.train.fleet import Fleet, fleet_here, fleet_named
+from nanochat.train.plan import Hardware, Plan, plan_pretrain
 from nanochat.train.recipes import RECIPES
+from nanochat.train.scale import Scale, scale_of
 from nanochat.train.stages import Finished, StageWork, hardware_of, prepared, train_stage
+from nanochat.train.texts import TextSource, source_lines, stream_of, validator_of
 
-__all__ = ["model_config_of", "plan_of", "pretrain"]
-
-VALIDATION_ROWS = 8
+__all__ = ["model_config_of", "plan_of", "pretrain", "pretrain_on", "scale_of_run"]
 
 
 def model_config_of(config: PretrainConfig, vocab_size: int) -> GPTConfig:
     """The model that a pretraining config asks for."""
     pattern = config.window_pattern
-    if pattern is None and config.generation != "v1" and hardware_of(config).device_type != "cuda":
+    if pattern is None and config.generation != "v1" and _hardware(config).device_type != "cuda":
         pattern = (
             "L"  # short contexts gain nothing from windows, and plain attention has a fused kernel
         )
@@ -45,46 +46,90 @@ def model_config_of(config: PretrainConfig, vocab_size: int) -> GPTConfig:
 
 
 def plan_of(config: PretrainConfig, vocab_size: int) -> tuple[GPTConfig, Plan]:
-    """The model and all numbers of the run, on this machine."""
+    """The model and all numbers of the run, on this machine or those it is planned for."""
     model_config = model_config_of(config, vocab_size)
-    return model_config, plan_pretrain(config, model_config, hardware_of(config))
+    return model_config, plan_pretrain(config, model_config, _hardware(config))
+
+
+def scale_of_run(config: PretrainConfig, model_config: GPTConfig, plan: Plan) -> Scale:
+    """What each of the processes that the run is planned for holds, sends and waits for."""
+    assert config.plan_world_size is not None, "planned for no number of processes"
+    fleet = _fleet(config)
+    return scale_of(
+        model_config,
+        plan,
+        fleet,
+        config.plan_world_size,
+        compute_bytes=_planned_dtype(config).itemsize,
+    )
 
 
 def pretrain(
-    config: PretrainConfig, tokenizer: Tokenizer, train: Store, validation: Store, display: Display
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    train: Store | Chapters,
+    validation: Store,
+    display: Display,
 ) -> Finished:
     """A base model trained from nothing on the documents of `train`."""
-    run = config.run or f"d{config.depth}"
+    source = TextSource(name="text", train=train, validation=validation)
+    return pretrain_on(config, tokenizer, [source], display)
+
+
+def pretrain_on(
+    config: PretrainConfig, tokenizer: Tokenizer, sources: Sequence[TextSource], display: Display
+) -> Finished:
+    """A base model trained from nothing on a text, or on several by weight."""
     model_config, plan = plan_of(config, tokenizer.vocab_size)
     with torch.device("cpu" if plan.is_sharded else best_device(config.device)):
         model = GPT(model_config)
     initialize(model, config.generation, config.seed)
-    optimizer = prepared(config, plan, model, RECIPES[config.generation])
-
-    def validate() -> float:
-        batches = validation_batches(
-            validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS
-        )
-        return bits_per_byte(model, batches, tokenizer.token_bytes)
-
     work = StageWork(
         name="pretrain",
-        run=run,
+        run=config.run or f"d{config.depth}",
         model=model,
         tokenizer=tokenizer,
-        optimizer=optimizer,
-        stream=PackedStream(
-            train, plan.context_len, seed=config.seed, remainders=_remainders(config, train, plan)
-        ),
+        optimizer=prepared(config, plan, model, RECIPES[config.generation]),
+        stream=stream_of(sources, config, plan),
         plan=plan,
-        validate=validate,
+        validate=validator_of(sources, config, plan, model, tokenizer.token_bytes),
     )
+    for line in source_lines(sources, plan):
+        display.note(f"  {line}")
     return train_stage(config, work, display)
 
 
-def _remainders(config: PretrainConfig, train: Store, plan: Plan) -> Literal["drop", "reuse"]:
-    if config.remainders is not None:
-        return config.remainders
-    # Rows that begin where a document begins train better on the same kind of rows (-0.014 bpb at
-    # 300 steps of depth 4); best fit drops a third to a half of the tokens for it.
-    return "drop" if train.num_tokens >= 2 * plan.num_steps * plan.batch_tokens else "reuse"
+def _hardware(config: PretrainConfig) -> Hardware:
+    """The machine, or one of those that the run is planned for."""
+    here = hardware_of(config)
+    if config.plan_world_size is None:
+        return here
+    fleet = _fleet(config)
+    return replace(
+        here,
+        device_type=fleet.device_type,
+        memory_bytes=fleet.memory_bytes,
+        num_ranks=config.plan_world_size,
+    )
+
+
+def _fleet(config: PretrainConfig) -> Fleet:
+    device = best_device(config.device)
+    dtype = _planned_dtype(config)
+    link = None if config.plan_link_gb_s is None else config.plan_link_gb_s * 1e9
+    here = None
+    if config.plan_device == "here":
+        here = fleet_here(device.type, total_memory_bytes(device), peak_flops(device, dtype))
+    return fleet_named(
+        config.plan_device,
+        here=here,
+        is_narrow=dtype == torch.bfloat16,
+        between_bytes_per_s=link,
+    )
+
+
+def _planned_dtype(config: PretrainConfig) -> torch.dtype:
+    """Named devices multiply bfloat16 fast, whatever this machine does."""
+    if config.plan_device == "here":
+        return compute_dtype(best_device(config.device), config.dtype)
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16

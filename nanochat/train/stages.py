@@ -8,7 +8,7 @@ Read next: pretrain.py.
 import json
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ from nanochat.train.optim import Optimizer
 from nanochat.train.plan import Hardware, Plan
 from nanochat.train.progress import Progress
 from nanochat.train.recipes import OptimizerRecipe
+from nanochat.train.scale import Scale
 
 if TYPE_CHECKING:
     from nanochat.train.fsdp import ShardedOptimizer
@@ -86,7 +87,7 @@ class StageWork:
     optimizer: "Optimizer | ShardedOptimizer"
     stream: Stream
     plan: Plan
-    validate: Callable[[], float] | None
+    validate: Callable[[], float | Mapping[str, float]] | None
     is_padded: bool = False
     parent: str | None = None
     """The checkpoint this stage started from."""
@@ -242,8 +243,18 @@ def _tell(
         display.note(f"  going on after step {progress.step} of {work.plan.num_steps}")
 
 
-def dry_run(config: StageConfig, plan: Plan, model_config: GPTConfig, display: Display) -> None:
-    """The plan with what it will take, printed; nothing is written."""
+def dry_run(
+    config: StageConfig,
+    plan: Plan,
+    model_config: GPTConfig,
+    display: Display,
+    scale: Scale | None = None,
+) -> None:
+    """The plan with what it will take, here or on the ranks of `scale`, printed; nothing is
+    written."""
+    if scale is not None:
+        _show([*plan.lines(), *scale.lines()], display)
+        return
     device = best_device(config.device)
     estimates = estimate_lines(
         model_config,
