@@ -129,6 +129,7 @@ def serving(engine: "Engine") -> Iterator[str]:
             create_app(engine, served),
             host="127.0.0.1",
             port=0,
+            loop="asyncio",
             log_level="error",
             access_log=False,
         )

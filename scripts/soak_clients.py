@@ -119,7 +119,10 @@ async def slow(target: Target, count: int = 30, deadline_s: float = 40.0) -> dic
     asked_s = time.monotonic()
     status, _ = await target.ask(target.chat(1, is_streamed=False))
     answer_s = time.monotonic() - asked_s
-    running = await target.gauge("num_requests_running")
+    running = 1.0
+    while running and time.monotonic() - asked_s < SETTLE_S:
+        running = await target.gauge("num_requests_running")
+        await asyncio.sleep(0.05)
     _, waiting = await asyncio.wait(bad, timeout=deadline_s)
     for task in waiting:
         task.cancel()

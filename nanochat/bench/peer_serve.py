@@ -92,6 +92,7 @@ def nanochat_server(
     """
     from nanochat.bench.load_client import PrivateDialect
     from nanochat.bench.load_model import made_up_tokens
+    from nanochat.checkpoint.reference_config import their_config
     from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
 
     config, port, base = model.config, _free_port(), model.folder / "peer_nanochat"
@@ -100,15 +101,7 @@ def nanochat_server(
         "pattern": SPLIT_PATTERN,
         "tokens": [token.decode("latin-1") for token in made_up_tokens(config.vocab_size)],
         "special_tokens": list(SPECIAL_TOKENS),
-        "config": {
-            "sequence_len": config.context_len,
-            "vocab_size": config.vocab_size,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_kv_head": config.num_kv_heads,
-            "n_embd": config.model_dim,
-            "window_pattern": "SSSL",
-        },
+        "config": their_config(config, "SSSL"),
     }
     base.mkdir()
     (base / "setting.json").write_text(json.dumps(setting))

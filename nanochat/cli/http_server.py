@@ -108,6 +108,7 @@ def serve_app(
     server = _Server(
         uvicorn.Config(
             app,
+            loop="asyncio",  # what the deadlines were made for, whatever else is installed
             http=connection_type(deadlines or Deadlines()),
             ws="none",
             log_config=None,

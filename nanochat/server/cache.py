@@ -1,49 +1,29 @@
 """Answers that have been given before.   in: requests   out: the same events, from memory or engine
 who calls: stream.py (asks), admin.py (looks and flushes)
 
-The key is every field of the request and its sampling, but for the request's id; a field that is
-added later is in it by itself.  Equal requests at the same time are generated once.  Only whole
-answers are kept: none that was cancelled, cut off or failed.
-Read next: admission.py (the door behind it), docs/operate.md (how to steer it).
+Equal requests at the same time are generated once.  Only whole answers are kept: none that was
+cancelled, cut off or failed.
+Read next: cache_key.py (which requests are equal), admission.py (the door behind it),
+docs/operate.md (how to steer it).
 """
 
 import dataclasses
-import hashlib
-import json
 import sys
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from nanochat.engine.request import NO_TOKEN, Request, TokenEvent
+from nanochat.server.cache_key import CachePolicy, request_key
 from nanochat.server.settings import CacheSettings
 from nanochat.server.stream import EngineDoor
 
-__all__ = [
-    "CacheAnswer",
-    "CachePolicy",
-    "CacheStats",
-    "ResponseCache",
-    "cache_policy",
-    "request_key",
-]
+__all__ = ["CacheAnswer", "CacheStats", "ResponseCache"]
 
 Deliver = Callable[[TokenEvent | Exception], None]
-IGNORED = frozenset({"request_id"})
-
-
-class CachePolicy(NamedTuple):
-    """What one request allows."""
-
-    reads: bool
-    writes: bool
-    ttl_s: float | None = None
-    """How long its answer may be kept, if not as long as any."""
-    has_seed: bool = True
-    """Whether the seed was asked for; one that we made up is not in the key."""
 
 
 class CacheAnswer(NamedTuple):
@@ -66,32 +46,6 @@ class CacheStats(NamedTuple):
     """Hits of answers that were still being written."""
     evictions: Mapping[str, int]
     """By reason: expired, entries, bytes, removed."""
-
-
-def cache_policy(
-    *, is_deterministic: bool, has_seed: bool, asked: Mapping[str, Any] | None, header: str | None
-) -> CachePolicy:
-    """What a request allows: deterministic ones read and write, others if their `cache` object says
-    so; no-cache and no-store, there or in the Cache-Control header, forbid one of them."""
-    words = {word.strip().lower() for word in (header or "").split(",")}
-    said = asked or {}
-    is_wanted = is_deterministic or asked is not None
-    return CachePolicy(
-        reads=is_wanted and not (said.get("no-cache") or words & {"no-cache", "no-store"}),
-        writes=is_wanted and not (said.get("no-store") or "no-store" in words),
-        ttl_s=said.get("ttl"),
-        has_seed=has_seed,
-    )
-
-
-def request_key(request: Request, *, model_hash: str, tenant: str, has_seed: bool = True) -> str:
-    """SHA-256 of everything that decides an answer, and of whose it is."""
-    fields = _plain(request)
-    if request.sampling.temperature == 0 or not has_seed:
-        fields["sampling"]["seed"] = None
-    whole = {"model": model_hash, "tenant": tenant, "request": fields}
-    text = json.dumps(whole, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ResponseCache:
@@ -368,15 +322,3 @@ def _num_bytes(event: TokenEvent) -> int:
     for token in event.prompt_logprobs:
         size += 2 * PAIR_BYTES + PAIR_BYTES * len(token.top_logprobs)
     return size
-
-
-def _plain(value: Any) -> Any:
-    """A request as JSON: every field that it has, whatever they will be."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.name not in IGNORED]
-        return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value

@@ -16,7 +16,8 @@ from nanochat.engine.request import Request, TokenEvent
 from nanochat.engine.stats import EngineStats
 from nanochat.server.admin import Operations, admin_routes
 from nanochat.server.admission import Admission
-from nanochat.server.cache import CacheAnswer, CachePolicy, ResponseCache
+from nanochat.server.cache import CacheAnswer, ResponseCache
+from nanochat.server.cache_key import CachePolicy
 from nanochat.server.limits import PUBLIC_PATHS, Guard
 from nanochat.server.logs import RequestLog
 from nanochat.server.metrics import Metrics

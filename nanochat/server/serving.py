@@ -15,10 +15,10 @@ from typing import Literal
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from nanochat.common.errors import Aborted, ConfigError, NanochatError
+from nanochat.common.errors import ClientLeft, ConfigError, NanochatError
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.engine.request import SamplingParams
-from nanochat.server.cache import CachePolicy, cache_policy
+from nanochat.server.cache_key import CachePolicy, cache_policy
 from nanochat.server.errors import ApiError, shown, to_api_error
 from nanochat.server.frames import Frames
 from nanochat.server.gate import Gate
@@ -149,11 +149,11 @@ class Serving:
     ) -> Response:
         """The answer, whole or as it is written.
 
-        Raises: ApiError for what is wrong before there is any of it; Aborted if nobody is there
+        Raises: ApiError for what is wrong before there is any of it; ClientLeft if nobody is there
                 to be answered.
         """
         if await request.is_disconnected():  # after many have left, the next need not wait
-            raise Aborted("the client went away before the answer began")
+            raise ClientLeft("the client went away before the answer began")
         try:
             answers = Answers(self.gate, asked, tenant=request.state.tenant, policy=policy)
         except ConfigError as error:

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanochat.common.errors import Aborted, EngineError
+from nanochat.common.errors import Aborted, ClientLeft, EngineError
 from nanochat.engine.request import Request, TokenEvent
 from nanochat.server.errors import error_body, to_api_error
 from nanochat.server.frames import Frames, Piece, frame_of, is_written
 from nanochat.server.responses import Usage
 
 if TYPE_CHECKING:
-    from nanochat.server.cache import CacheAnswer, CachePolicy
+    from nanochat.server.cache import CacheAnswer
+    from nanochat.server.cache_key import CachePolicy
 
 __all__ = ["AnswerDoor", "Answers", "EngineDoor", "EventStream", "while_connected"]
 
@@ -244,13 +245,13 @@ class EventStream(Response):
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work, which is cancelled if the client goes away first.
 
-    Raises: Aborted in that case.
+    Raises: ClientLeft in that case.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Aborted("the client went away before the answer was complete")
+            raise ClientLeft("the client went away before the answer was complete")
         return working.result()
     finally:
         working.cancel()

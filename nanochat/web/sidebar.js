@@ -90,8 +90,14 @@ export class Sidebar {
       this.nodes.search.value = "";
       this.#draw();
     } else if (event.key === "Enter" && !event.isComposing) {
-      this.nodes.list.querySelector(".open-conversation")?.click();
+      this.#openFirst();
     }
+  }
+
+  /** Once it is found: what was typed last may still be looked for. */
+  async #openFirst() {
+    await this.#search();
+    this.nodes.list.querySelector(".open-conversation")?.click();
   }
 
   #found() {

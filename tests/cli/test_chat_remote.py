@@ -16,7 +16,8 @@ from nanochat.common.messages import Message, Part
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.chat_fakes import whole
-from tests.server.conftest import live, wait_until
+from tests.patience import wait_until
+from tests.server.conftest import live
 from tests.server.fakes import FakeEngine
 
 MODELS = '{"object": "list", "data": [{"id": "m", "max_model_len": 77}, {"id": "n"}]}'

@@ -11,6 +11,7 @@ from rich.console import Console
 from nanochat.cli.chat_screen import MarkdownScreen, PlainScreen, Region, ToolFold, make_screen
 from nanochat.cli.chat_talk import Piece
 from tests.cli.chat_fakes import Terminal
+from tests.patience import wait_until
 
 
 class Tty(io.StringIO):
@@ -126,10 +127,7 @@ def test_the_spinner_turns_while_nothing_comes() -> None:
     screen = markdown_screen(terminal)
     screen.begin(lambda: f"{time.perf_counter()}")
     first = terminal.text
-    end = time.monotonic() + 10
-    while terminal.text == first and time.monotonic() < end:
-        time.sleep(0.01)
-    assert terminal.text != first
+    wait_until(lambda: terminal.text != first)
     screen.end()
     assert terminal.text == ""
 

@@ -22,7 +22,8 @@ from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 from tests.conftest import REPOSITORY
-from tests.server.conftest import live, wait_until
+from tests.patience import PATIENCE_S, wait_until
+from tests.server.conftest import live
 from tests.server.fakes import FakeEngine
 
 # The child takes the terminal as its own, so that Ctrl-C on it is a signal to it.
@@ -56,7 +57,7 @@ class Program:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def expect(self, text: str, limit_s: float = 30.0) -> None:
+    def expect(self, text: str, limit_s: float = PATIENCE_S) -> None:
         """Wait until this is printed, after what was expected before."""
         end = time.monotonic() + limit_s
         while (place := self.seen.find(text, self._place)) < 0:
@@ -68,7 +69,7 @@ class Program:
         return bool(termios.tcgetattr(self._slave)[3] & termios.ECHO)
 
     def exit_code(self) -> int:
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_S
         while self._process.poll() is None:
             assert time.monotonic() < end, f"it does not end:\n{self.seen!r}"
             self._read(0.02)
@@ -193,9 +194,9 @@ def test_a_pipe_through_the_program(tiny_tokenizer: Tokenizer) -> None:
 def test_a_model_of_ours_on_a_terminal(tiny_tokenizer: Tokenizer, home: Path) -> None:
     save_model(home, tiny_tokenizer)
     with program("tiny", "--dtype", "float32", "--max-tokens", "5", OMP_NUM_THREADS="1") as chat:
-        chat.expect("tiny (this machine). /help lists", limit_s=60)
+        chat.expect("tiny (this machine). /help lists")
         chat.type("Hi\r")
-        chat.expect("/96 tokens", limit_s=60)
+        chat.expect("/96 tokens")
         chat.type("/stats\r")
         chat.expect("first after")
         chat.type("x" * 120 + "\r")

@@ -63,13 +63,13 @@ def test_what_runs_goes_on_and_who_comes_is_answered_meanwhile(
     drains, answers = Running(), []
 
     def act(url: str) -> None:
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 40
         while not drains.is_draining and time.monotonic() < end_s:
             time.sleep(0.01)
         answers.append(httpx.get(url).json())
         drains.num_active = 0
 
-    assert serve_with(capsys, drains, 60.0, act) < 10
+    assert serve_with(capsys, drains, 60.0, act) < 45
     assert answers == [False] and drains.num_aborts == 0
 
 
@@ -77,7 +77,7 @@ def test_what_runs_goes_on_and_who_comes_is_answered_meanwhile(
 def test_what_runs_has_its_time(capsys: pytest.CaptureFixture[str]) -> None:
     drains = Running()
     took_s = serve_with(capsys, drains, 0.3, lambda url: None)
-    assert drains.num_aborts == 1 and 0.3 <= took_s < 10
+    assert drains.num_aborts == 1 and 0.3 <= took_s < 45
 
 
 @pytest.mark.req("FR-054")
@@ -89,13 +89,13 @@ def test_a_second_signal_ends_it_at_once(capsys: pytest.CaptureFixture[str]) -> 
             time.sleep(0.01)
         signal_us()
 
-    assert serve_with(capsys, drains, 60.0, again) < 10
+    assert serve_with(capsys, drains, 60.0, again) < 45
     assert drains.num_aborts == 1
 
 
 def test_nothing_to_wait_for_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     drains = Running(0)
-    assert serve_with(capsys, drains, 60.0, lambda url: None) < 10
+    assert serve_with(capsys, drains, 60.0, lambda url: None) < 45
     assert drains.is_draining and drains.num_aborts == 0
     assert threading.active_count() < 20
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.patience import wait_until
 from tests.server.fakes import FakeEngine
 
 CONTEXT_LEN = 200
@@ -51,7 +51,9 @@ def ask(*contents: str, **fields: Any) -> dict[str, Any]:
 def live(app: FastAPI) -> Iterator[str]:
     """The app on a free port; the address."""
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
+        uvicorn.Config(
+            app, host="127.0.0.1", port=0, loop="asyncio", log_level="error", access_log=False
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -62,10 +64,3 @@ def live(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-def wait_until(is_true: Any, limit_s: float = 20.0) -> None:
-    end = time.monotonic() + limit_s
-    while not is_true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)

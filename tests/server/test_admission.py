@@ -16,7 +16,7 @@ from nanochat.common.errors import (
 from nanochat.engine.request import TokenEvent
 from nanochat.server.admission import Admission
 from nanochat.server.settings import ServerSettings
-from tests.server.conftest import wait_until
+from tests.patience import wait_until
 from tests.server.test_cache import SlowEngine, Told, request
 
 
@@ -112,11 +112,16 @@ def test_what_is_cancelled_takes_room_until_the_engine_has_dropped_it(
 
 @pytest.mark.req("EC-10")
 def test_nobody_waits_for_ever(engine: SlowEngine) -> None:
-    settings = ServerSettings(queue_wait_s=0.05, request_deadline_s=0.15)
-    admission = Admission(engine, settings)
+    now = [0.0]
+    settings = ServerSettings(queue_wait_s=5, request_deadline_s=15)
+    admission = Admission(engine, settings, clock=lambda: now[0])
     waiting, running = ask(admission, "a"), ask(admission, "b")
     engine.say("b", "x")
-    wait_until(lambda: bool(waiting) and len(running) == 2)
+    now[0] = 10.0
+    wait_until(lambda: bool(waiting))
+    assert len(running) == 1
+    now[0] = 20.0
+    wait_until(lambda: len(running) == 2)
     assert isinstance(waiting[0], Overloaded) and "no answer began" in str(waiting[0])
     assert isinstance(running[1], DeadlineExceeded)
     assert engine.cancelled == ["a", "b"]

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from nanochat.common.errors import (
     Aborted,
+    ClientLeft,
     ConfigError,
     DataError,
     EngineError,
@@ -22,7 +23,8 @@ from nanochat.common.errors import (
 from nanochat.server.app import ServedModel, create_app
 from nanochat.server.settings import ServerSettings
 from tests.conftest import REPOSITORY
-from tests.server.conftest import CONTEXT_LEN, ask, wait_until
+from tests.patience import wait_until
+from tests.server.conftest import CONTEXT_LEN, ask
 from tests.server.fakes import FakeEngine
 
 CHAT = "/v1/chat/completions"
@@ -330,6 +332,7 @@ def test_a_conversation_beyond_the_context_is_refused_with_the_numbers(client: T
         (RequestTooLong("x"), 400, "context_length_exceeded", "messages"),
         (Overloaded("x"), 429, "rate_limit_exceeded", None),
         (Aborted("x"), 503, "aborted", None),
+        (ClientLeft("x"), 499, "client_closed_request", None),
         (DataError("x"), 400, "invalid_value", "messages"),
         (ConfigError("x"), 400, "invalid_value", None),
         (TokenizerError("x"), 400, "invalid_value", None),

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 
 from nanochat.common.errors import EngineError
 from nanochat.engine.request import PromptLogprob, Request, SamplingParams, TokenEvent
-from nanochat.server.cache import (
-    CacheAnswer,
-    CachePolicy,
-    ResponseCache,
-    cache_policy,
-    request_key,
-)
+from nanochat.server.cache import CacheAnswer, ResponseCache
+from nanochat.server.cache_key import CachePolicy, cache_policy, request_key
 from nanochat.server.settings import CacheSettings
 
 BOTH = CachePolicy(reads=True, writes=True)

@@ -22,7 +22,8 @@ from nanochat.server.keys import Keys
 from nanochat.server.limits import PUBLIC_PATHS, SECURITY_HEADERS
 from nanochat.server.page import PAGE_FILES
 from nanochat.server.settings import CacheSettings, ServerSettings
-from tests.server.conftest import ask, live, wait_until
+from tests.patience import wait_until
+from tests.server.conftest import ask, live
 from tests.server.fakes import FakeEngine
 from tests.server.test_app import CHAT, assert_error
 
@@ -224,9 +225,9 @@ def test_who_joins_an_answer_keeps_it_alive(served: ServedModel) -> None:
     app = create_app(engine, served)
     with live(app) as url:
         body = ask(**GREEDY, stream=True)
-        with httpx.stream("POST", f"{url}{CHAT}", json=body) as first:
+        with httpx.stream("POST", f"{url}{CHAT}", json=body, timeout=60) as first:
             assert first.headers["x-cache"] == "MISS"
-            with httpx.stream("POST", f"{url}{CHAT}", json=body) as second:
+            with httpx.stream("POST", f"{url}{CHAT}", json=body, timeout=60) as second:
                 assert second.headers["x-cache"] == "HIT"
                 first.close()
                 time.sleep(0.1)
@@ -307,21 +308,28 @@ def test_what_is_cut_off_by_the_end_is_told(served: ServedModel, is_stream: bool
     engine = FakeEngine(("a", "b"))
     engine.gate.clear()
     app = create_app(engine, served)
-    found: list[httpx.Response] = []
+    admission = app.state.admission
+
+    def abort() -> None:
+        wait_until(lambda: admission.num_active == 1 and (is_stream or not admission.num_waiting))
+        admission.abort_all()
+
     with live(app) as url:
+        aborting = threading.Thread(target=abort)
+        if not is_stream:
+            aborting.start()
         body = ask(stream=is_stream)
-        thread = threading.Thread(target=lambda: found.append(httpx.post(url + CHAT, json=body)))
-        thread.start()
-        wait_until(lambda: app.state.admission.num_active == 1)
-        time.sleep(0.05)
-        app.state.admission.abort_all()
-        thread.join()
+        with httpx.stream("POST", url + CHAT, json=body, timeout=60) as response:
+            if is_stream:  # its head is out: only a frame can tell
+                aborting.start()
+            response.read()
+        aborting.join()
     if is_stream:
-        assert found[0].status_code == 200
-        assert frames(found[0])[-1]["error"]["code"] == "aborted"
-        assert "[DONE]" not in found[0].text
+        assert response.status_code == 200
+        assert frames(response)[-1]["error"]["code"] == "aborted"
+        assert "[DONE]" not in response.text
     else:
-        assert_error(found[0], 503, "aborted")
+        assert_error(response, 503, "aborted")
 
 
 @pytest.mark.req("FR-050")

@@ -24,7 +24,8 @@ from nanochat.engine.engine import Engine
 from nanochat.model.config import GPTConfig
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.server.conftest import live, wait_until
+from tests.patience import wait_until
+from tests.server.conftest import live
 
 VOCAB_SIZE = 2000
 DIALECT = ChatDialect(model="tiny")
@@ -56,7 +57,9 @@ def is_idle(engine: Engine) -> bool:
 
 @pytest.mark.req("FR-068", "SC-010")
 def test_eight_users_for_five_seconds(engine: Engine, address: Address, workload: Workload) -> None:
-    load = Load(workload=workload, users=8, seconds=5.0, warmup_s=0.5, slo=Slo(ttft_s=60.0))
+    # Starving is waiting for the others, not for the machine, which may stand still for seconds.
+    patient = {"slo": Slo(ttft_s=60.0), "stall_s": 30.0}
+    load = Load(workload=workload, users=8, seconds=5.0, warmup_s=0.5, **patient)
     row = run_load(address, DIALECT, load)
     assert row["num_success"] == row["num_requests"] >= 16 and row["errors"] == {}
     assert row["fairness"] >= 0.5 and row["num_stalls"] == 0

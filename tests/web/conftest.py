@@ -3,10 +3,14 @@
 Whatever a test is about, its page makes no request to another origin, runs nothing that the
 content security policy forbids, and logs no error; a test that provokes one says so by
 `view.expected`.
+
+Nothing is read right after an action whose effect comes later: the page is asked until it says what
+is expected, for as long as PATIENCE_S, so that a machine that others use only takes longer.
 """
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +24,8 @@ from tests.web.stage import Stage, stage
 # What the browser itself reports of answers with an error status, and of lines that were cut.
 NETWORK_ERROR = re.compile(r"Failed to load resource|net::ERR_")
 
+PATIENCE_S = 40.0
+
 LOADED = "() => performance.getEntriesByType('resource').map((entry) => entry.name)"
 
 WATCH = """
@@ -29,6 +35,25 @@ document.addEventListener("securitypolicyviolation", (event) =>
   window.violations.push(`${event.effectiveDirective} ${event.blockedURI}`));
 window.xss = (what) => window.ran.push(what ?? "xss");
 """
+
+# The server's models, or why there are none: the page looks for them when all else is ready.
+READY = """() => document.documentElement.dataset.ready !== undefined
+  && (document.getElementById("model").value || document.querySelector("#notice .problem"))"""
+
+# All that the page has asked its database for is done: a transaction that touches every table waits
+# for those before it, and their answers are on the page by then.
+SETTLED = """async () => {
+  const { Store } = await import("/store.js");
+  const store = await Store.open();
+  if (store.isKept) {
+    await new Promise((resolve) => {
+      const tables = [...store.database.objectStoreNames];
+      store.database.transaction(tables, "readwrite").oncomplete = resolve;
+    });
+    store.database.close();
+  }
+  store.channel.close();
+}"""
 
 
 @dataclass
@@ -44,17 +69,38 @@ class View:
 
     def open(self, path: str = "/") -> None:
         self.page.goto(self.url + path)
-        self.page.wait_for_selector("html[data-ready]")
+        self.page.wait_for_function(READY)
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.page.wait_for_function(READY)
 
     def ask(self, text: str, *, wait: bool = True) -> None:
+        """Send a question; returns when it is shown, or when its answer has come to an end."""
+        self.page.evaluate(
+            "() => document.querySelectorAll('.message').forEach((node) => node.dataset.old = '')"
+        )
         self.page.fill("#question", text)
         self.page.click("#send")
+        self.page.wait_for_selector(".message.user:not([data-old])")
         if wait:
             self.wait_done()
 
     def wait_done(self) -> None:
-        """Until nothing is being written."""
+        """Until nothing is being written, and the list of conversations says so too."""
         self.page.wait_for_selector("#stop", state="hidden")
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what the page writes to its database, and reads from it, is done."""
+        self.page.evaluate(SETTLED)
+
+    def comes(self, read: Callable[[], Any], expected: Any) -> None:
+        """What is read becomes what is expected."""
+        end_s = time.monotonic() + PATIENCE_S
+        while (found := read()) != expected and time.monotonic() < end_s:
+            self.page.wait_for_timeout(20)
+        assert found == expected
 
     def wait_writing(self, text: str) -> None:
         """Until this much of an answer is shown, and more is to come."""
@@ -68,6 +114,10 @@ class View:
     @property
     def status(self) -> str:
         return str(self.page.locator("#status").inner_text())
+
+    def forget_status(self) -> None:
+        """Clear the line, where the same words are to come once more."""
+        self.page.evaluate("() => { document.getElementById('status').textContent = ''; }")
 
     def wait_status(self, text: str) -> None:
         self.page.wait_for_function(
@@ -109,8 +159,9 @@ class View:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """The browser; where there is none the test is skipped, in CI it fails."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         path = find_browser(playwright.chromium.executable_path)
         if path is None:
@@ -137,9 +188,10 @@ def play(theatre: Stage) -> Iterator[Stage]:
     engine.replies.clear()
     engine.requests.clear()
     engine.cancelled.clear()
+    engine.running.clear()
     engine.go.clear()
     engine.refusal = None
-    theatre.saboteur.cut_after = None
+    theatre.saboteur.cuts = False
     yield theatre
     engine.go.set()
 
@@ -216,6 +268,6 @@ def view(seat: View, play: Stage) -> Iterator[View]:
 def _profile(chromium: Any, **options: Any) -> Any:
     options = {"viewport": {"width": 1200, "height": 800}, "locale": "en-GB", **options}
     context = chromium.new_context(**options)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(1000 * PATIENCE_S)
     context.add_init_script(WATCH)
     return context

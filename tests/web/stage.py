@@ -1,6 +1,5 @@
 """An engine that plays what a test has written, and a server on a real port around it."""
 
-import asyncio
 import contextlib
 import re
 import threading
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanochat.engine.request import NO_TOKEN, FinishReason, Request, TokenEvent
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.patience import wait_until
 from tests.server.fakes import FakeEngine
 
 CONTEXT_LEN = 6000
@@ -30,6 +30,8 @@ class Reply:
     reason: FinishReason = "stop"
     hold_at: int | None = None
     """Before this piece it waits until the test says `engine.go.set()`."""
+    hold_again_at: int | None = None
+    """And before this one, once more."""
 
 
 @dataclass
@@ -73,10 +75,14 @@ class StageEngine(FakeEngine):
             )
 
         if isinstance(reply.text, Exception):
+            self.running.discard(request.request_id)
             deliver(reply.text)
             return
         for number, piece in enumerate(re.findall(r"\s*\S+\s?|\s+", reply.text)):
-            while number == reply.hold_at and not self.go.wait(0.01):
+            if number == reply.hold_again_at:
+                self.go.clear()
+            is_held = number in (reply.hold_at, reply.hold_again_at)
+            while is_held and not self.go.wait(0.01):
                 if request.request_id in self.cancelled:
                     break
             if request.request_id in self.cancelled:
@@ -91,26 +97,22 @@ class StageEngine(FakeEngine):
 
 
 class Saboteur:
-    """ASGI middleware that breaks answers: `cut_after` frames, or not at all."""
+    """ASGI middleware that breaks answers: while `cuts`, no more of them gets through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.cut_after: int | None = None
+        self.cuts = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = self.cut_after if scope.get("path") == "/v1/chat/completions" else None
+        is_answer = scope.get("path") == "/v1/chat/completions"
 
-        async def counted(message: Message) -> None:
-            nonlocal left
-            if left is not None and message["type"] == "http.response.body":
-                left -= 1
-                if left < 0:
-                    await asyncio.sleep(0.05)
-                    raise ConnectionAbortedError("the test has cut the wire")
+        async def unless_cut(message: Message) -> None:
+            if self.cuts and is_answer and message["type"] == "http.response.body":
+                raise ConnectionAbortedError("the test has cut the wire")
             await send(message)
 
         with contextlib.suppress(ConnectionAbortedError):
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, unless_cut)
 
 
 @dataclass
@@ -142,7 +144,9 @@ def stage(tokenizer: Tokenizer, **model: Any) -> Iterator[Stage]:
 @contextlib.contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
     """The app on a free port of this machine; the address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", access_log=False)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, loop="asyncio", log_level="critical", access_log=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -152,10 +156,3 @@ def served(app: ASGIApp) -> Iterator[str]:
     finally:
         server.should_exit = server.force_exit = True
         thread.join(10)
-
-
-def wait_until(is_true: Callable[[], Any], limit_s: float = 15.0) -> None:
-    end = time.monotonic() + limit_s
-    while not is_true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.web.conftest import View
 from tests.web.stage import Stage
@@ -127,8 +128,8 @@ def test_nothing_a_model_writes_runs(view: View, play: Stage, part: int) -> None
         view.ask(f"Question {number}")
     assert len(view.messages) == 2 * len(PAYLOADS[part::4])
     provoke(view)
-    view.page.reload()
-    view.page.get_by_text("Question 0").first.wait_for()
+    view.reload()
+    view.page.locator(".message", has_text="Question 0").first.wait_for()
     provoke(view)
     assert [url for url in requests if not url.startswith(view.url)] == []
     assert view.page.url.startswith(view.url)
@@ -153,7 +154,7 @@ def test_nothing_a_person_writes_runs(view: View, play: Stage) -> None:
     view.page.get_by_role("button", name="Send", exact=True).first.click()
     view.wait_status("The answer is complete.")
     view.page.fill("#search", PAYLOADS[2])
-    view.page.get_by_text("<img src=x onerror=xss()>").first.wait_for()
+    view.wait_status("1 conversation found.")
 
 
 def test_a_name_a_file_a_model_and_an_error_are_text_too(
@@ -167,7 +168,7 @@ def test_a_name_a_file_a_model_and_an_error_are_text_too(
     view.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json=wrong))
     view.expected.append("Failed to load")
     view.open()
-    view.page.wait_for_function("() => document.getElementById('model').value !== ''")
+    expect(view.page.locator("#model")).to_have_value(bad)
     view.ask("Hi")
     assert view.page.locator(".problem").inner_text().startswith(bad)
     view.page.get_by_role("button", name="Rename Hi").click()
@@ -211,11 +212,11 @@ def test_the_policy_would_stop_what_the_page_does_not(view: View) -> None:
           image.src = "http://evil.example/x.png";
           await new Promise((resolve) => { image.onerror = resolve; });
           const fetched = await fetch("http://evil.example").then(() => true, () => false);
-          return [seen, fetched, window.violations.length];
+          return [seen, fetched];
         }"""
     )
-    assert blocked[:2] == [[], False]
-    assert blocked[2] >= 4
+    assert blocked == [[], False]
+    view.comes(lambda: view.page.evaluate("() => window.violations.length"), 5)
     view.page.evaluate(
         "() => { window.violations.length = 0; performance.clearResourceTimings(); }"
     )

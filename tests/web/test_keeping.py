@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.web.conftest import View
 from tests.web.stage import Stage
@@ -33,11 +34,11 @@ def three(view: View, play: Stage) -> View:
 
 
 def test_conversations_are_there_after_a_reload(three: View) -> None:
-    assert titles(three) == ["About crows", "About frogs", "About foxes"]
-    three.page.reload()
+    three.comes(lambda: titles(three), ["About crows", "About frogs", "About foxes"])
+    three.reload()
     three.page.get_by_text("They are black.").wait_for()
     assert three.messages == ["About crows", "They are black."]
-    assert titles(three) == ["About crows", "About frogs", "About foxes"]
+    three.comes(lambda: titles(three), ["About crows", "About frogs", "About foxes"])
     three.page.get_by_role("button", name="About foxes", exact=True).click()
     three.page.get_by_text("They are red.").wait_for()
     assert three.messages == ["About foxes", "They are red."]
@@ -72,7 +73,7 @@ def test_a_conversation_is_renamed(three: View) -> None:
     three.page.get_by_label("New name").fill("no")
     three.page.get_by_label("New name").press("Escape")
     assert titles(three)[0] == "Black birds"
-    three.page.reload()
+    three.reload()
     three.page.get_by_role("button", name="Black birds", exact=True).wait_for()
 
 
@@ -80,13 +81,15 @@ def test_a_conversation_is_deleted_once_one_is_sure(three: View) -> None:
     three.page.get_by_role("button", name="Delete About crows").click()
     assert "About crows" in three.page.locator("#confirm").inner_text()
     three.page.get_by_role("button", name="Cancel").click()
+    expect(three.page.locator("#confirm")).to_be_hidden()
+    three.settle()
     assert len(titles(three)) == 3
     three.page.get_by_role("button", name="Delete About crows").click()
     three.page.locator("#confirm").get_by_role("button", name="Delete").click()
     three.wait_status("The conversation is deleted.")
-    assert titles(three) == ["About frogs", "About foxes"]
+    three.comes(lambda: titles(three), ["About frogs", "About foxes"])
     assert three.messages == []
-    three.page.reload()
+    three.reload()
     three.page.get_by_role("button", name="About frogs", exact=True).wait_for()
     rows = three.page.evaluate(
         """async () => {
@@ -118,7 +121,10 @@ def test_everything_goes_into_a_file_and_comes_back(
     other.page.get_by_role("button", name="About crows", exact=True).click()
     other.page.get_by_text("A reply.").wait_for()
     assert "2 / 2" in other.page.locator(".message").last.inner_text()
+    other.forget_status()
     other.page.set_input_files("#import-file", path)  # nothing is doubled
+    other.wait_status("3 conversations were read.")
+    other.settle()
     other.page.get_by_role("button", name="About foxes", exact=True).click()
     other.page.get_by_text("They are red.").wait_for()
     assert titles(other) == ["About crows", "About frogs", "About foxes"]
@@ -150,6 +156,7 @@ def test_a_wrong_file_is_refused_with_the_reason(view: View, tmp_path: Path) -> 
             content = {"format": "nanochat-conversations", "version": 1, **content}
         path = tmp_path / f"{number}.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
+        view.forget_status()
         view.page.set_input_files("#import-file", path)
         view.wait_status(reason)
         assert view.status.startswith("Nothing was read")
@@ -166,8 +173,8 @@ def test_drafts_are_kept_for_each_conversation(view: View) -> None:
     view.page.wait_for_function(
         "() => document.getElementById('question').value === 'half a thought'"
     )
-    view.page.wait_for_timeout(400)
-    view.page.reload()
+    view.settle()
+    view.reload()
     view.page.wait_for_function(
         "() => document.getElementById('question').value === 'half a thought'"
     )
@@ -177,17 +184,22 @@ def test_drafts_are_kept_for_each_conversation(view: View) -> None:
     )
     view.ask("sent")
     view.page.click("#new-chat")
-    view.page.wait_for_timeout(200)
+    view.wait_status("A new chat.")
+    view.settle()
     assert view.page.input_value("#question") == ""
 
 
 def test_an_answer_is_not_lost_with_the_page(view: View, play: Stage) -> None:
-    play.engine.say("Some words that were written " * 20, hold_at=90, pace_s=0.015)
+    play.engine.say("Some words that were written " * 20, hold_at=90, hold_again_at=95)
     view.ask("Long", wait=False)
-    view.page.wait_for_function("() => document.querySelector('.prose').textContent.length > 400")
-    view.page.reload()
+    view.page.wait_for_function("() => document.querySelector('.prose').textContent.length > 510")
+    view.page.wait_for_timeout(1100)  # it is saved once a second, when a piece comes
+    play.engine.go.set()
+    view.page.wait_for_function("() => document.querySelector('.prose').textContent.length > 540")
+    view.settle()
+    view.reload()
     view.page.get_by_text("Some words that were written").wait_for()
-    assert view.messages[0] == "Long" and len(view.messages[1]) > 100
+    assert view.messages[0] == "Long" and len(view.messages[1]) > 510
 
 
 def test_two_tabs_see_the_same(view: View, new_view: Callable[..., View], play: Stage) -> None:
@@ -204,6 +216,8 @@ def test_two_tabs_see_the_same(view: View, new_view: Callable[..., View], play: 
     assert view.messages[2:] == ["From the first again", "A branch of its own."]
     other.page.get_by_text("1 / 2").first.wait_for()
     assert other.messages[2:] == ["From the second tab", "Seen in both."]
+    other.settle()
+    view.settle()
     view.page.get_by_role("button", name="Rename From the first tab").click()
     view.page.get_by_label("New name").fill("Renamed")
     view.page.get_by_label("New name").press("Enter")

@@ -18,6 +18,16 @@ ASK = "**/v1/chat/completions"
 LOAD = r"Failed to load resource|ERR_"
 
 
+@pytest.fixture
+def timeless(new_view: Callable[..., View]) -> View:
+    """A page on which no time passes but what the test says: a countdown waits for it."""
+    view = new_view()
+    view.page.clock.install(time=0)
+    view.page.clock.pause_at(1000)
+    view.open()
+    return view
+
+
 def error(message: str, code: str) -> str:
     return json.dumps({"error": {"message": message, "type": "x", "param": None, "code": code}})
 
@@ -38,13 +48,19 @@ def refuse(view: View, times: int, **answer: Any) -> list[Any]:
     return seen
 
 
-def test_a_busy_server_is_asked_again_when_it_said(view: View) -> None:
+def test_a_busy_server_is_asked_again_when_it_said(timeless: View) -> None:
+    view = timeless
     body = error("The queue is full: try again in 2 s", "rate_limit_exceeded")
     seen = refuse(view, 1, status=429, headers={"Retry-After": "2"}, body=body)
     view.ask("Now?")
     assert "The queue is full" in view.page.locator(".problem").inner_text()
-    view.page.get_by_role("button", name=re.compile("Trying again in [12] s")).wait_for()
-    view.page.get_by_text("A reply.").wait_for()
+    button = view.page.locator(".problem").get_by_role("button")
+    expect(button).to_have_text("Trying again in 2 s")
+    view.page.clock.run_for(1000)
+    expect(button).to_have_text("Trying again in 1 s")
+    assert len(seen) == 1
+    view.page.clock.run_for(1000)
+    view.wait_status("The answer is complete.")
     assert len(seen) == 2
     assert view.messages == ["Now?", "A reply."]
 
@@ -67,13 +83,15 @@ def test_without_a_time_there_is_a_button(view: View, play: Stage) -> None:
     assert view.page.locator(".problem").count() == 0
 
 
-def test_the_servers_own_refusal_is_understood(view: View, play: Stage) -> None:
+def test_the_servers_own_refusal_is_understood(timeless: View, play: Stage) -> None:
+    view = timeless
     view.expected.append(LOAD)
     play.engine.refusal = Overloaded("32 requests wait")
     view.ask("Full?")
     assert "32 requests wait" in view.page.locator(".problem").inner_text()
     view.page.get_by_role("button", name=re.compile("[Tt]ry")).click()
-    view.page.get_by_text("A reply.").wait_for()
+    view.wait_done()
+    assert view.messages == ["Full?", "A reply."]
 
 
 def test_a_key_is_asked_for_and_kept_for_this_tab(view: View, play: Stage) -> None:
@@ -111,36 +129,39 @@ def test_a_key_wanted_from_the_start_is_asked_for(new_view: Callable[..., View])
     view.page.locator("#notice").get_by_label("API key").fill("right")
     view.page.keyboard.press("Enter")
     view.page.locator("#notice .problem").wait_for(state="detached")
+    expect(view.page.locator("#model")).to_have_value("stage")
     view.ask("Let me in")
     assert view.messages[-1] == "A reply."
 
 
-def test_a_connection_that_breaks_keeps_the_part_that_came(view: View, play: Stage) -> None:
+def break_off(view: View, play: Stage) -> None:
+    """Have the connection break after three words of six."""
     view.expected.append(LOAD)
-    play.engine.say("One two three four five six", pace_s=0.02)
-    play.engine.say("three four five six")
-    play.saboteur.cut_after = 5
-    view.ask("Count")
+    play.engine.say("One two three four five six", hold_at=3)
+    view.ask("Count", wait=False)
+    view.wait_writing("One two three")
+    play.saboteur.cuts = True
+    play.engine.go.set()
     view.page.locator(".problem", has_text="The connection broke").wait_for()
-    part = view.messages[-1]
-    assert part.startswith("One") and not part.endswith("six")
-    play.saboteur.cut_after = None
-    view.page.reload()
-    view.page.get_by_text(part).wait_for()
+    play.saboteur.cuts = False
+    assert view.messages == ["Count", "One two three"]
+
+
+def test_a_connection_that_breaks_keeps_the_part_that_came(view: View, play: Stage) -> None:
+    break_off(view, play)
+    play.engine.say("four five six")
+    view.reload()
+    view.page.get_by_text("One two three").wait_for()
     view.page.get_by_role("button", name="Continue").click()
-    view.page.get_by_text("five six").wait_for()
-    assert view.messages[-1].startswith(part)
+    view.wait_status("The answer is complete.")
+    assert view.messages == ["Count", "One two three four five six"]
 
 
 def test_a_broken_answer_can_be_had_anew(view: View, play: Stage) -> None:
-    view.expected.append(LOAD)
-    play.engine.say("One two three four five six", pace_s=0.02)
-    play.saboteur.cut_after = 5
-    view.ask("Count")
-    view.page.locator(".problem", has_text="The connection broke").wait_for()
-    play.saboteur.cut_after = None
+    break_off(view, play)
     view.page.get_by_role("button", name="Try again").click()
-    view.page.get_by_text("A reply.").wait_for()
+    view.wait_status("The answer is complete.")
+    assert view.messages == ["Count", "A reply."]
     assert "2 / 2" in view.page.locator(".message").last.inner_text()
 
 
