@@ -145,8 +145,31 @@ class SampledRequest(_Body):
 # ---------------------------------------------------------------------------------------- chat
 
 
+# Fields that change the answer, and the values at which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "function_call": (None, "none"),
+    "functions": (None,),
+    "modalities": (None, ["text"]),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("audio", "function_call", "tool_calls"), (None, [])
+)
+
+
+def _stated(neutral: Mapping[str, tuple[Any, ...]]) -> ConfigDict:
+    """The document says so too."""
+    named = {name: {"enum": list(values)} for name, values in neutral.items()}
+    return ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(named))
+
+
 class ChatMessage(_Body):
     """One turn as OpenAI writes it; `developer` is its newer word for `system`."""
+
+    model_config = _stated(MESSAGE_NEUTRAL)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
@@ -154,7 +177,7 @@ class ChatMessage(_Body):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_supported(cls, data: Any) -> Any:
-        return _neutral(data, dict.fromkeys(("audio", "function_call", "tool_calls"), (None, [])))
+        return _neutral(data, MESSAGE_NEUTRAL)
 
 
 class _TextFormat(_Body):
@@ -182,20 +205,11 @@ ResponseFormat = Annotated[
     _TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")
 ]
 
-# Fields that change the answer, and the values at which they change nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None, "none"),
-    "functions": (None,),
-    "modalities": (None, ["text"]),
-    "reasoning_effort": (None, "none"),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-
 
 class ChatRequest(SampledRequest):
     """A body of POST /v1/chat/completions."""
+
+    model_config = _stated(NEUTRAL)
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
