@@ -1,5 +1,5 @@
-"""Batches -> the same batches, made ahead.   in: an iterator   out: a generator
-who calls: train/loop.py
+"""Items -> the same items, made ahead.   in: an iterator   out: a generator
+who calls: train/loop.py, store.py   (imports no torch)
 
 Read next: stream.py (where they come from).
 """
@@ -8,18 +8,19 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator
-
-from nanochat.batches.batch import Batch
+from typing import TypeVar
 
 __all__ = ["prefetch", "waited"]
 
+T = TypeVar("T")
 
-def prefetch(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch]:
-    """The same batches in the same order, made ahead by a thread, at most `depth` of them."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T]:
+    """The same items in the same order, made ahead by a thread, at most `depth` of them."""
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
     is_closed = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: tuple[T] | BaseException | None) -> None:
         while not is_closed.is_set():
             try:
                 return ready.put(item, timeout=0.1)
@@ -28,12 +29,12 @@ def prefetch(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch]:
 
     def work() -> None:
         try:
-            for batch in batches:
-                put(batch)
+            for item in items:
+                put((item,))
                 if is_closed.is_set():
                     return
             put(None)
-        except BaseException as error:  # raised again where the batches are used
+        except BaseException as error:  # raised again where the items are used
             put(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -42,18 +43,18 @@ def prefetch(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item[0]
     finally:
         is_closed.set()
         thread.join()
 
 
-def waited(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds it was waited for."""
+def waited(items: Iterator[T]) -> Iterator[tuple[T, float]]:
+    """Each item with the seconds it was waited for."""
     while True:
         start_s = time.monotonic()
         try:
-            batch = next(batches)
+            item = next(items)
         except StopIteration:
             return
-        yield batch, time.monotonic() - start_s
+        yield item, time.monotonic() - start_s

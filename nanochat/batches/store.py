@@ -26,6 +26,7 @@ from typing import IO, Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nanochat.batches.prefetch import prefetch
 from nanochat.common.errors import DataError
 from nanochat.common.files import read_json, sha256_of_file, write_json_atomically
 from nanochat.common.messages import Conversation
@@ -48,7 +49,7 @@ __all__ = [
     "write_tokens",
 ]
 
-# Encoded at once: 100 MB of Python integers at worst, and enough to keep 16 threads busy.
+# Encoded at once: 16 MB of tokens at worst, and enough to keep 16 threads busy.
 CHUNK_CHARS = 4_000_000
 CHUNK_DOCUMENTS = 4096
 FORMAT = 1
@@ -76,9 +77,9 @@ class Vocabulary(Protocol):
 class Encoder(Vocabulary, Protocol):
     """What a store needs of a tokenizer; `nanochat.tokenizer.tokenizer.Tokenizer` is one."""
 
-    def encode_batch(
+    def encode_arrays(
         self, texts: Sequence[str], num_threads: int | None = None
-    ) -> list[list[int]]: ...
+    ) -> list[npt.NDArray[np.uint32]]: ...
 
 
 class HasText(Protocol):
@@ -199,17 +200,27 @@ def tokenize_corpus(
 ) -> TokenStore:
     """Every document's tokens, <|bos|> first, in a new store at `directory`.
 
-    Memory: one chunk of CHUNK_CHARS characters and its tokens, whatever the size of the corpus.
+    Memory: three chunks of CHUNK_CHARS characters and the tokens of one, whatever the corpus.
     Raises: DataError when there is no document, or the directory is taken.
     """
-    with _writing(directory, tokenizer, "documents") as writer:
-        for chunk in _chunks(documents, lambda document: len(document.text)):
+    bos = np.array([tokenizer.bos], np.uint32)
+    chunks = _chunks(documents, lambda document: len(document.text))
+    with (
+        _writing(directory, tokenizer, "documents") as writer,
+        contextlib.closing(prefetch(chunks, depth=1)) as ahead,  # read while others are encoded
+    ):
+        for chunk in ahead:
             texts = [document.text for document in chunk]
-            for text, tokens in zip(texts, tokenizer.encode_batch(texts, num_threads), strict=True):
-                if tokens:
-                    writer.add([tokenizer.bos, *tokens], None, len(text))
-                else:
-                    writer.counts["empty documents skipped"] += 1
+            encoded = tokenizer.encode_arrays(texts, num_threads)
+            kept = [tokens for tokens in encoded if len(tokens)]
+            if kept:
+                together = np.concatenate([part for tokens in kept for part in (bos, tokens)])
+                writer.add_all(together, np.array([len(tokens) + 1 for tokens in kept], np.int64))
+            if len(kept) < len(encoded):
+                writer.counts["empty documents skipped"] += len(encoded) - len(kept)
+            writer.num_characters += sum(
+                len(text) for text, tokens in zip(texts, encoded, strict=True) if len(tokens)
+            )
             if progress is not None:
                 progress(writer.num_documents, writer.num_tokens)
     return TokenStore.open(directory, tokenizer)

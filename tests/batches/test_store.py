@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from nanochat.batches import store as store_module
@@ -32,9 +33,11 @@ class RecordingEncoder:
         self.content_hash = f"hash of {vocab_size}"
         self.chunks: list[int] = []
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
+    def encode_arrays(
+        self, texts: Sequence[str], num_threads: int | None = None
+    ) -> list[npt.NDArray[np.uint32]]:
         self.chunks.append(sum(map(len, texts)))
-        return [[ord(character) for character in text] for text in texts]
+        return [np.array([ord(character) for character in text], np.uint32) for text in texts]
 
 
 def documents(texts: Sequence[str]) -> list[Document]:
