@@ -112,7 +112,7 @@ def write_corpus(bench: DataBench, folder: Path) -> int:
     while num_chars < wanted:
         num_chars += _write_shard(folder, number, documents, min(50_000_000, wanted - num_chars))
         number += 1
-    _write_shard(folder, number, documents, 2_000_000)
+    _write_shard(folder, number, documents, wanted // 50)
     return num_chars
 
 

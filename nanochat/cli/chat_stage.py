@@ -16,6 +16,7 @@ from nanochat.corpus.files import ReadReport
 from nanochat.train.config import MidtrainConfig
 
 if TYPE_CHECKING:
+    from nanochat.batches.mixture import TokenizedStore
     from nanochat.batches.store import Store
     from nanochat.train.display import Display
     from nanochat.train.stages import Finished
@@ -35,6 +36,7 @@ def run_chat_stage(stage: Literal["midtrain", "sft"], config: C, train: Train[C]
 
 
 def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
+    from nanochat.batches.prepared import open_prepared
     from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
     from nanochat.checkpoint.resolve import read, resolve
     from nanochat.common.dist import current_world
@@ -46,16 +48,23 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     tokenizer = read(resolve(config.model, config.home)).tokenizer
     if config.chats:
         chats = Chats.from_files(config.chats, config.home)
-        texts = Texts.from_files(config.data, home=config.home) if config.data else None
+        prepared = open_prepared(config.data, (), tokenizer.content_hash)
+        is_raw = config.data and prepared is None
+        texts = Texts.from_files(config.data, home=config.home) if is_raw else None
     else:
         chats = Chats.from_world(stage, config.num_conversations, config.seed)
-        texts = Texts.from_world(config.world_chars, config.seed + 1)
+        texts, prepared = Texts.from_world(config.world_chars, config.seed + 1), None
     report = ReadReport()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if config.dry_run else config.home  # a dry run leaves nothing behind
         with world.first_alone():
             store = chat_store(chats, "train", tokenizer, home, report)
-            text, validation = text_stores(texts, tokenizer, home) if texts else (None, None)
+            text: TokenizedStore | None = None
+            validation: TokenizedStore | None = None
+            if texts is not None:
+                text, validation = text_stores(texts, tokenizer, home)
+            elif prepared is not None:
+                text, validation = prepared.train, prepared.validation
         for line in report.lines():
             display.note(f"  {line}")
         display.note(f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 from nanochat.common.errors import ConfigError, NanochatError
@@ -75,6 +76,7 @@ class Processes:
             raise ConfigError(f"workers is {num_workers}, expected at least 1")
         self.num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
+        self._line: Connection | None = None
 
     @property
     def name(self) -> str:
@@ -82,21 +84,21 @@ class Processes:
         return f"{self.num_workers} process{'es' if self.num_workers > 1 else ''}"
 
     def __enter__(self) -> "Processes":
+        context = multiprocessing.get_context("spawn")
+        ours, self._line = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            self.num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin_worker,
+            self.num_workers, mp_context=context, initializer=_begin_worker, initargs=(ours,)
         )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._pool is not None, "left before it was entered"
+        assert self._pool is not None and self._line is not None, "left before it was entered"
         if kind is not None:
             # Nobody waits for a task any more; what it writes is whole or not at all.
-            for process in list(getattr(self._pool, "_processes", None) or {}.values()):
-                process.terminate()
+            self._line.close()
         with contextlib.suppress(BrokenProcessPool):
             self._pool.shutdown(cancel_futures=True)
+        self._line.close()
         self._pool = None
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
@@ -213,13 +215,14 @@ def _in_order(
         yield result(each)
 
 
-def _begin_worker() -> None:
+def _begin_worker(line: Connection) -> None:
+    """Nothing is ever said on the line: it is closed when nobody waits for this process, and by the
+    system when the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: one answers
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker without a parent"
 
     def follow() -> None:
-        parent.join()
+        with contextlib.suppress(EOFError, OSError):
+            line.recv_bytes()
         os._exit(1)
 
-    threading.Thread(target=follow, name="follow the parent", daemon=True).start()
+    threading.Thread(target=follow, name="follow", daemon=True).start()

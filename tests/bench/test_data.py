@@ -75,7 +75,7 @@ def peer(tmp_path: Path) -> Path:
 
 def bench(text: Path, **changes: Any) -> DataBench:
     settings: dict[str, Any] = {
-        "data": (str(text),), "megabytes": 1, "vocab_size": 600, "tokenizer": None,
+        "data": (str(text),), "megabytes": 1, "vocab_size": 320, "tokenizer": None,
         "evaluation": (), "context_len": 64, "rows": 4, "num_workers": 1, "rounds": 1,
         "train_megabytes": 0, "peer": None, "seed": 0,
     }  # fmt: skip
@@ -110,7 +110,7 @@ def test_all_sides_are_measured(text: Path, peer: Path, capsys: pytest.CaptureFi
 
 
 def test_the_verb_prints_figures(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "data", "--data", str(text), "--megabytes", "1", "--vocab-size", "600"]
+    words = ["bench", "data", "--data", str(text), "--megabytes", "1", "--vocab-size", "320"]
     words += ["--rounds", "1", "--workers", "1", "--train-megabytes", "0", "--context-len", "64"]
     assert main(words) == 0
     shown = capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_who_works_is_as_asked_for() -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
 from nanochat.common.pool import Processes
 
 def tell_and_wait(number):
@@ -84,6 +84,7 @@ def tell_and_wait(number):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     os.environ["PIDS"] = sys.argv[1]
     with Processes(2) as executor:
         list(executor.map(tell_and_wait, range(2)))

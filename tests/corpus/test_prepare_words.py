@@ -22,8 +22,8 @@ def hashes(text: str) -> list[int]:
     ("text", "same"),
     [
         ("Hello, World!", "hello world"),
-        ("don't stop", "dont stop"),
-        ("don\u2019t \u201cstop\u201d", "dont stop"),
+        ("don\u2019t \u201cstop\u201d", "don't stop"),
+        ("20\u00b0 \u00abwarm\u00bb \u2192 caf\u00e9", "20 warm caf\u00e9"),
         ("so\u2014on\u2026 and-on", "so on and on"),
         ("one\n\n\ttwo  three", "one two three"),
         ("(2+2)=4", "2 2 4"),

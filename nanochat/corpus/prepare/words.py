@@ -1,11 +1,11 @@
 """Texts -> their words as numbers.   in: clean texts   out: Words: a 64-bit hash of each
 who calls: near.py, contamination.py, batches/prepare_piece.py
 
-A word is a run of letters and digits; A to Z are lowered, apostrophes vanish (don't = dont), all
-other ASCII parts words, and so do Unicode's dashes and quotation marks.  A Chinese, Japanese or
-Korean character is a word of its own, since such scripts have few blanks.  Of a word beyond 64
-bytes the first 64 and its length count.  Everything is arrays over some hundred texts at a time:
-about 10 ns a word.
+A word is a run of letters and digits; A to Z are lowered; all other ASCII parts words (don't is
+two), and so do the signs of Latin-1 and of Unicode's block 2000 to 2FFF: dashes, quotation marks,
+arrows, boxes.  A Chinese, Japanese or Korean character is a word of its own, since such scripts
+have few blanks.  Of a word beyond 64 bytes the first 64 and its length count.  Everything is
+arrays over some hundred texts at a time.
 Read next: near.py (5 words together), contamination.py (13 words together).
 """
 
@@ -23,16 +23,13 @@ Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 _SPACE = 0x20
-_APOSTROPHE = b"'"
 _FOLDED = bytes(
     code + 32 if 65 <= code <= 90 else code if code >= 0x80 or chr(code).isalnum() else _SPACE
     for code in range(256)
 )
-# U+2018, U+2019 and U+201C to U+201F, U+2010 to U+2015, U+2026 in UTF-8.
-_QUOTES = (b"\xe2\x80\x98", b"\xe2\x80\x99")
-_MARKS = tuple(
-    chr(code).encode() for code in (*range(0x2010, 0x2016), *range(0x201C, 0x2020), 0x2026)
-)
+# First bytes, in UTF-8, of signs that part words, and how many bytes each has: U+0080 to U+00BF,
+# U+2000 to U+2FFF.
+_SIGNS = ((0xC2, 2), (0xE2, 3))
 _WIDE_FIRST, _WIDE_LAST = 0xE3, 0xED  # first bytes of U+3000 to U+DFFF
 _MOST_WORD_BYTES = 64
 # Bytes 0 .. n-1 of a little-endian number.
@@ -78,11 +75,16 @@ class Words:
 
 def words_of(texts: Sequence[bytes]) -> Words:
     """The words of UTF-8 texts."""
-    folded = [_folded(text) for text in texts]
-    ends = np.cumsum([len(text) + 1 for text in folded], dtype=np.int64)
-    data = b" " + b" ".join(folded) + b" " * (_MOST_WORD_BYTES + 8)
-    bytes_of = np.frombuffer(data, np.uint8)
-    starts, stops = _bounds(bytes_of)
+    ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+    joined = b" " + b" ".join(texts) + b" " * (_MOST_WORD_BYTES + 8)
+    data = np.frombuffer(joined.translate(_FOLDED), np.uint8)
+    if not joined.isascii():
+        data = data.copy()
+        for first, size in _SIGNS:
+            places = np.flatnonzero(data == first)
+            for offset in range(size):
+                data[places + offset] = _SPACE
+    starts, stops = _bounds(data)
     hashes = _hashed(data, starts, stops - starts)
     return Words(hashes, np.searchsorted(starts, ends).astype(np.int64))
 
@@ -100,19 +102,10 @@ def mixed(values: Hashes) -> Hashes:
     return values
 
 
-def _folded(text: bytes) -> bytes:
-    if b"\xe2\x80" in text:
-        for quote in _QUOTES:
-            text = text.replace(quote, _APOSTROPHE)
-        for mark in _MARKS:
-            text = text.replace(mark, b" ")
-    return text.translate(_FOLDED, _APOSTROPHE)
-
-
 def _bounds(data: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
     """Where words begin and end; data begins and ends with a blank."""
     is_word = data != _SPACE
-    is_wide = (data >= _WIDE_FIRST) & (data <= _WIDE_LAST)
+    is_wide = (data - np.uint8(_WIDE_FIRST)) <= _WIDE_LAST - _WIDE_FIRST  # others wrap around
     if not is_wide.any():
         changes = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
         return changes[0::2], changes[1::2]
@@ -124,7 +117,7 @@ def _bounds(data: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
     return starts, places[np.searchsorted(places, starts, side="right")]
 
 
-def _hashed(data: bytes, starts: Indices, lengths: Indices) -> Hashes:
+def _hashed(data: npt.NDArray[np.uint8], starts: Indices, lengths: Indices) -> Hashes:
     """Eight bytes at a time, masked to the word."""
     eights: npt.NDArray[Any] = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
     hashes = eights[starts] & _MASKS[np.minimum(lengths, 8)]
