@@ -14,7 +14,6 @@ Read next: steps.py (one step), scheduler.py, answer.py, forward.py.
 import asyncio
 import logging
 import math
-import os
 import queue
 import threading
 from collections import deque
@@ -25,22 +24,24 @@ from pathlib import Path
 import torch
 
 from nanochat.common.errors import EngineError, NanochatError
-from nanochat.engine.admission import MAX_SLIDE_CONTEXTS, Admission
+from nanochat.engine.admission import Admission
 from nanochat.engine.answer import Answer, Deliver
-from nanochat.engine.blocks import BLOCK_TOKENS, BlockPool
+from nanochat.engine.blocks import BlockPool
 from nanochat.engine.faults import Load, explained, overflowed
 from nanochat.engine.forward import FormatName, Forward
 from nanochat.engine.groups import Group, TextScore, score_groups
-from nanochat.engine.kvmemory import KVMemory, Window, blocks_that_fit
+from nanochat.engine.kvmemory import KVMemory
 from nanochat.engine.late import Chosen
 from nanochat.engine.openmp import release_helpers
-from nanochat.engine.request import NO_TOKEN, BeyondContext, PromptLogprob, Request, TokenEvent
+from nanochat.engine.prompt_scores import PromptScores
+from nanochat.engine.request import NO_TOKEN, BeyondContext, Request, TokenEvent
+from nanochat.engine.room import MEMORY_SHARE, blocks_for_rows, free_bytes
 from nanochat.engine.sampling import sample
 from nanochat.engine.scheduler import Scheduler
 from nanochat.engine.scoring import Likelihood, Scoring, likelihood_of
 from nanochat.engine.sequence import Sequence as Row
 from nanochat.engine.stats import EngineStats
-from nanochat.engine.steps import Fed, Scored, Steps
+from nanochat.engine.steps import Fed, Steps
 from nanochat.engine.streams import TokenStream, hand_over
 from nanochat.engine.transfer import send
 from nanochat.model.gpt import GPT
@@ -49,7 +50,6 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 __all__ = ["Engine"]
 
 STEP_TOKENS = 512  # long enough for full matrices, short enough not to hold running rows up
-MEMORY_SHARE = 0.25  # of the machine's memory, or of what a GPU has left, for keys and values
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +88,13 @@ class Engine:
         if format is None:
             format = "float32" if weight.dtype == torch.float32 else "bfloat16"
         self.forward = Forward(model, format=format, device=weight.device, home=home)
-        blocks = self._num_blocks(kv_memory_bytes, step_tokens)
-        memory = KVMemory(
-            model.config, blocks, dtype=self.forward.dtype, device=self.forward.device
+        dtype, device = self.forward.dtype, self.forward.device
+        if kv_memory_bytes is None:
+            kv_memory_bytes = int(MEMORY_SHARE * free_bytes(device))
+        blocks = blocks_for_rows(
+            model.config, dtype, kv_memory_bytes, max_rows=max_rows, step_tokens=step_tokens
         )
+        memory = KVMemory(model.config, blocks, dtype=dtype, device=device)
         self.scheduler = Scheduler(
             [BlockPool(count, window) for window, count in blocks.items()],
             max_rows=max_rows,
@@ -106,7 +109,7 @@ class Engine:
         self._cancelled: deque[str] = deque()
         # What follows belongs to the worker alone.
         self._jobs: dict[Row, Answer | Scoring] = {}
-        self._prompt_logprobs: dict[Row, list[PromptLogprob]] = {}
+        self._prompt_scores = PromptScores()
         self._chosen: Chosen | None = None  # by the last step, and not read yet
         self._num_steps = self._num_fed_tokens = 0
         if runs_ahead is None:
@@ -273,7 +276,7 @@ class Engine:
         self._num_steps += 1
         self._num_fed_tokens += fed.plan.num_tokens
         for scored in fed.scored:
-            self._note(scored)
+            self._prompt_scores.note(scored, *self.steps.scored_from[scored.sequence])
         self._read_chosen()  # of the step before, while this one is computed
         self._chosen = self._choose(fed)
         if not self._runs_ahead:
@@ -305,7 +308,7 @@ class Engine:
             if job is None:  # the token it was fed, read since, was its last
                 continue
             if isinstance(job, Scoring):
-                self._finish(job, likelihood_of(self._prompt_logprobs[sequence]))
+                self._finish(job, likelihood_of(self._prompt_scores.take(sequence)))
                 continue
             group = [job, *self._forked(job)]
             answers += group
@@ -362,33 +365,13 @@ class Engine:
         return children
 
     def _tell(self, answer: Answer, event: TokenEvent) -> None:
-        if prompt := self._prompt_logprobs.pop(answer.sequence, None):
-            event = _with_prompt(event, prompt)
+        if prompt := self._prompt_scores.take(answer.sequence):
+            event = replace(event, prompt_logprobs=tuple(prompt))
             del self.steps.scored_from[answer.sequence]
         if event.finish_reason is not None:
             self._finish(answer, event)
         elif not answer.send(event):
             self._cancelled.append(answer.request.request_id)
-
-    def _note(self, scored: Scored) -> None:
-        """Keep how likely tokens were until all of them are known."""
-        job, sequence = self._jobs[scored.sequence], scored.sequence
-        place, num_top = self.steps.scored_from[sequence]
-        known = self._prompt_logprobs.setdefault(
-            sequence, [PromptLogprob(sequence.tokens[0], None)]
-        )
-        # What was read again after giving way is known already.
-        num_known = max(0, place + len(known) - 1 - scored.first)
-        logprobs = scored.logprobs_N.tolist()[num_known:]
-        start = scored.first + num_known
-        tokens = sequence.tokens[start : start + len(logprobs)]
-        tops = _tops(
-            scored.top_tokens_NC[num_known:], scored.top_logprobs_NC[num_known:], len(tokens)
-        )
-        known += [
-            PromptLogprob(token, logprob, top[: max(num_top, isinstance(job, Scoring))])
-            for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
-        ]
 
     def _finish(self, job: Answer | Scoring, last: TokenEvent | Likelihood | Exception) -> None:
         """End a job; a request's id is free before its last event is out."""
@@ -404,7 +387,7 @@ class Engine:
         self.scheduler.finish(job.sequence)
         del self._jobs[job.sequence]
         self.steps.scored_from.pop(job.sequence, None)
-        self._prompt_logprobs.pop(job.sequence, None)
+        self._prompt_scores.take(job.sequence)
         if isinstance(job, Answer):
             name = job.request.request_id
             with self._lock:
@@ -435,36 +418,7 @@ class Engine:
             if job.sequence in self._jobs:  # not ended with another answer to its prompt
                 self._break(job, explained(error, load))
 
-    def _num_blocks(self, memory_bytes: int | None, step_tokens: int) -> dict[Window, int]:
-        """Blocks of every window: as many as all rows can need, if memory allows."""
-        config, dtype = self.config, self.forward.dtype
-        if memory_bytes is None:
-            memory_bytes = int(MEMORY_SHARE * _free_bytes(self.forward.device))
-        fitting = blocks_that_fit(config, dtype, memory_bytes, step_tokens=step_tokens)
-        most = self.max_rows * (-(-config.context_len // BLOCK_TOKENS) + 1)
-        least = MAX_SLIDE_CONTEXTS * config.context_len // BLOCK_TOKENS + 1  # one that slides
-        return {window: min(count, max(most, least)) for window, count in fitting.items()}
-
 
 def _is_in_a_step(sequence: Row) -> bool:
     """Whether it has memory, or had it when its last token was chosen, which is lost."""
     return sequence.state == "running" or sequence.tokens[-1] == NO_TOKEN
-
-
-def _tops(
-    tokens: torch.Tensor | None, logprobs: torch.Tensor | None, num_rows: int
-) -> list[tuple[tuple[int, float], ...]]:
-    if tokens is None or logprobs is None:
-        return [()] * num_rows
-    pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
-    return [tuple(zip(*pair, strict=True)) for pair in pairs]
-
-
-def _with_prompt(event: TokenEvent, prompt: list[PromptLogprob]) -> TokenEvent:
-    return replace(event, prompt_logprobs=tuple(prompt))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

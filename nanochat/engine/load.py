@@ -6,7 +6,6 @@ Read next: checkpoint/resolve.py (what a reference is), engine.py.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -60,7 +59,8 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
 
     from nanochat.checkpoint.resolve import load
     from nanochat.common.device import best_device, compute_dtype
-    from nanochat.engine.engine import MEMORY_SHARE, Engine
+    from nanochat.engine.engine import Engine
+    from nanochat.engine.room import MEMORY_SHARE, free_bytes
 
     device = _own_device(best_device(spec.device), spec)
     if spec.format == "int8" or spec.format == "int4":
@@ -74,7 +74,7 @@ def load_engine(spec: EngineSpec) -> LoadedEngine:
     if spec.num_workers > 1 and device.type != "cuda":
         torch.set_num_threads(max(1, torch.get_num_threads() // spec.num_workers))
         if kv_memory_bytes is None:
-            kv_memory_bytes = int(MEMORY_SHARE * _memory_bytes() / spec.num_workers)
+            kv_memory_bytes = int(MEMORY_SHARE * free_bytes(device) / spec.num_workers)
     engine = Engine(
         loaded.model,
         loaded.tokenizer,
@@ -101,10 +101,6 @@ def _own_device(device: "torch.device", spec: EngineSpec) -> "torch.device":
             f"--workers {num_devices}"
         )
     return torch.device("cuda", spec.worker)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _manifest_hash(path: Path) -> str:

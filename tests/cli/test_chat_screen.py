@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from nanochat.cli import chat_screen
 from nanochat.cli.chat_screen import MarkdownScreen, PlainScreen, Region, ToolFold, make_screen
 from nanochat.cli.chat_talk import Piece
 from tests.cli.chat_fakes import Terminal
@@ -108,12 +109,14 @@ def test_an_answer_stands_on_the_screen_as_if_it_had_come_at_once(
     assert terminal.column == 0
 
 
-def test_a_block_taller_than_the_screen_shows_its_end_and_is_whole_afterwards() -> None:
+def test_a_block_taller_than_the_screen_shows_its_end_and_is_whole_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = Terminal(width=40, height=6)
     screen = markdown_screen(terminal)
     screen.begin(lambda: "status")
+    monkeypatch.setattr(chat_screen, "REDRAW_S", 0.0)  # each piece is drawn at once
     for number in range(30):
-        screen._drawn_s = 0.0
         screen.show(Piece("text", f"- item {number}\n"))
     assert "item 29" in terminal.text and "item 20" not in terminal.text
     screen.end()

@@ -125,10 +125,10 @@ def test_anything_else_is_refused(expression: str) -> None:
     ids=lambda text: f"{text[:12]}, {len(text)}",
 )
 def test_too_much_is_refused_at_once(expression: str) -> None:
-    start = time.perf_counter()
+    start_s = time.thread_time()
     result = calculate(expression)
     assert result is None or len(result) < 1300
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start_s < 0.5
 
 
 def test_numbers_may_be_large_but_not_endless() -> None:

@@ -3,7 +3,6 @@
 import gc
 import json
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL
 from tests.engine.conftest import CONTEXT_LEN, GENERATIONS, random_model, random_tokens
+from tests.patience import wait_until
 from tests.twins.generation import assert_greedy, logits_of
 
 Ask = Callable[..., Request]
@@ -229,36 +229,36 @@ def test_model_and_tokenizer_must_belong_together(model: GPT, tiny_tokenizer: To
 @pytest.mark.req("FR-052")
 @pytest.mark.req("SC-010")
 def test_many_threads_stream_at_once_and_none_waits_for_another_to_end(
-    engine: Engine, model: GPT, ask: Ask
+    engine: Engine, model: GPT, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [ask(random_tokens(3 + n, seed=n), max_tokens=60) for n in range(10)]
-    starts: dict[str, float] = {}
-    ends: dict[str, float] = {}
     answers: dict[str, list[int]] = {}
+    told: list[TokenEvent] = []  # in the order in which the engine told them
+    submit, run = engine.submit, engine.steps.run
+
+    def submit_noted(request: Request, deliver: Callable[[Any], None]) -> None:
+        submit(request, lambda event: (told.append(event), deliver(event)))
+
+    def run_when_all_are_there(*arguments: Any) -> Any:
+        wait_until(lambda: engine.num_active == 10)  # however slowly threads start
+        monkeypatch.setattr(engine.steps, "run", run)
+        return run(*arguments)
+
+    monkeypatch.setattr(engine, "submit", submit_noted)
+    monkeypatch.setattr(engine.steps, "run", run_when_all_are_there)
 
     def read(request: Request) -> None:
-        tokens = []
-        for event in engine.stream(request):
-            starts.setdefault(request.request_id, time.perf_counter())
-            tokens.append(event.token)
-        ends[request.request_id] = time.perf_counter()
-        answers[request.request_id] = tokens
+        answers[request.request_id] = [event.token for event in engine.stream(request)]
 
     threads = [threading.Thread(target=read, args=(request,)) for request in requests]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(starts.values()) < min(ends.values())
+    first_end = next(place for place, event in enumerate(told) if event.finish_reason)
+    assert {event.request_id for event in told[:first_end]} == {r.request_id for r in requests}
     for request in requests:
         assert_greedy(model, request.prompt_tokens, answers[request.request_id])
-
-
-def wait_until(is_true: Callable[[], bool], limit_s: float = 20.0) -> None:
-    end = time.monotonic() + limit_s
-    while not is_true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.002)
 
 
 @pytest.mark.req("EC-10")

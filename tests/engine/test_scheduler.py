@@ -407,12 +407,12 @@ def test_a_step_of_many_rows_is_planned_in_no_time() -> None:
         scheduler.add(row)
     for _ in range(3):
         scheduler.fed(scheduler.plan())
-    start, num_steps = time.perf_counter(), 200
+    start_s, num_steps = time.thread_time(), 200
     for _ in range(num_steps):
         for row in rows:
             row.tokens.append(1)
         plan = scheduler.plan()
         scheduler.fed(plan)
         assert len(plan.decode) == 64
-    # 0.1 ms here; a token of depth 4 takes 0.7 ms.  The bound is for busy machines.
-    assert (time.perf_counter() - start) / num_steps < 5e-3
+    # 0.1 ms here; a token of depth 4 takes 0.7 ms.  The bound is for slow machines.
+    assert (time.thread_time() - start_s) / num_steps < 5e-3
