@@ -4,7 +4,7 @@ who calls: box.py (before anything else is run), cli eval
 A wall is judged by its effect, not by what the kernel says it has: something is laid out outside
 (a file, a folder, sockets that listen, this process), a program in a real sandbox goes for it, and
 what is outside is looked at afterwards.
-Read next: tests/common/sandbox_attacks.py (the long form of this).
+Read next: tests/common/attacks/ (the long form of this).
 """
 
 import os
