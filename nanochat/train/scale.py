@@ -46,6 +46,8 @@ class Scale:
     is_sharded: bool
     rows: int
     """Of a step's batch; some ranks may have one less."""
+    device_rows: int
+    """Computed at once."""
     num_parts: int
     """In which the rows are computed, one after the other."""
     num_idle: int
@@ -104,7 +106,7 @@ class Scale:
                 f"{fleet.inside_bytes_per_s / 1e9:g} GB/s to each other, "
                 f"{fleet.between_bytes_per_s / 1e9:g} GB/s to another machine",
             ),
-            ("rows a rank", f"{self.rows}", f"in {self.num_parts} parts{idle}"),
+            ("rows a rank", f"{self.rows}", f"{self.device_rows} at once{idle}"),
             (
                 "memory a rank",
                 f"{self.memory_bytes / GIB:.2f} GiB",
@@ -174,6 +176,7 @@ def scale_of(
         parameters=count_parameters(config).total,
         is_sharded=plan.is_sharded,
         rows=rows,
+        device_rows=device_rows,
         num_parts=num_parts,
         num_idle=max(0, num_ranks - plan.batch_rows),
         memory=max(memories, key=lambda each: each.total),

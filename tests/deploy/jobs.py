@@ -3,36 +3,81 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.conftest import REPOSITORY
 from tests.train.test_failures import command, in_ranks, losses_of
 
 __all__ = [
-    "command",
+    "PATIENCE_S",
+    "Undisturbed",
+    "paced",
     "process_of_rank",
     "running",
     "stage_of",
     "steps_done",
-    "undisturbed_losses",
-    "wait_until",
+    "undisturbed",
 ]
 
 
-def undisturbed_losses(folder: Path, tokenizer: Tokenizer) -> list[float]:
-    """Of the run that `command` asks for, on two ranks that nobody disturbs."""
+PATIENCE_S = 250.0  # jobs take 20 s on an idle machine; on a busy one ten times that
+
+
+# Read by every Python that starts: a rank goes slowly after its twelfth step, so that whoever looks
+# on has seconds to do something to it.
+PACE = """
+import os, time
+
+if os.environ.get("RANK") and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    from nanochat.train.optim import Optimizer
+
+    step, seen = Optimizer.step, []
+
+    def paced(*arguments, **more):
+        seen.append(step(*arguments, **more))
+        if len(seen) >= 12:
+            time.sleep(0.3)
+
+    Optimizer.step = paced
+"""
+
+
+def paced(folder: Path) -> dict[str, str]:
+    """What the environment of a job says that is to be slow."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(PACE)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}
+
+
+class Undisturbed(NamedTuple):
+    """What a job has to end with, whatever happens to it."""
+
+    losses: list[float]
+    tokenizer: Path
+
+    def words(self, home: Path, *more: str) -> list[str]:
+        """The same run in another home."""
+        home.mkdir(exist_ok=True)
+        shutil.copy(self.tokenizer, home.parent)  # where `command` looks
+        return command(home, *more)
+
+
+def undisturbed(folder: Path, tokenizer: Tokenizer) -> Undisturbed:
+    """The run that `command` asks for, on two ranks."""
     tokenizer.save(folder / "tokenizer.json")
-    os.environ["UNDISTURBED"] = str(folder / "undisturbed")
+    os.environ["UNDISTURBED"] = str(folder / "home")
     try:
         assert [code for code, _ in in_ranks(2, "pretrain", folder)] == [0, 0]
     finally:
         del os.environ["UNDISTURBED"]
-    return losses_of(stage_of(folder / "undisturbed"))
+    return Undisturbed(losses_of(stage_of(folder / "home")), folder / "tokenizer.json")
 
 
 def stage_of(home: Path) -> Path:
@@ -70,14 +115,3 @@ def running(
         except ProcessLookupError:
             pass
         job.wait()
-
-
-def wait_until(is_so: Callable[[], bool], what: str, seconds: float = 90) -> None:
-    """Until something is so.
-
-    Raises: AssertionError saying what, if it takes too long.
-    """
-    end_s = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end_s, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.01)

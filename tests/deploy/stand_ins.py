@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from tests.conftest import REPOSITORY
+
 __all__ = ["install"]
 
 SRUN = """
@@ -75,4 +77,5 @@ def install(folder: Path) -> dict[str, str]:
         "SLURM_NTASKS": "2",
         "SLURM_TASKS_PER_NODE": "2(x1)",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
     }

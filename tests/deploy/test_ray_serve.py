@@ -52,6 +52,8 @@ def url(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
+        if job.stdout is not None:
+            job.stdout.close()
 
 
 def _first_json(job: "subprocess.Popen[str]") -> dict[str, Any] | None:

@@ -9,52 +9,66 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.deploy import stand_ins
 from tests.deploy.jobs import (
-    command,
+    PATIENCE_S,
+    Undisturbed,
+    paced,
     process_of_rank,
     running,
     stage_of,
     steps_done,
-    undisturbed_losses,
-    wait_until,
 )
+from tests.patience import wait_until
 from tests.train.test_failures import losses_of
 
 SCRIPT = REPOSITORY / "deploy" / "slurm.sbatch"
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
 @needs_bash
 @pytest.mark.req("FR-016", "FR-020", "EC-5")
-def test_a_job_survives_a_dead_rank_and_the_end_of_its_time(
-    tmp_path: Path, tiny_tokenizer: Tokenizer
+def test_a_job_whose_time_is_up_saves_and_goes_on_in_the_next(
+    tmp_path: Path, expected: Undisturbed
 ) -> None:
-    """A rank is killed: all start again in the same job.  The time is up: saved, back into the
-    queue.  The next job ends the run with the losses of one that nobody disturbed."""
-    expected = undisturbed_losses(tmp_path, tiny_tokenizer)
     environment = stand_ins.install(tmp_path / "bin")
     home, output = tmp_path / "job", tmp_path / "output"
-    words = ["bash", str(SCRIPT), *command(home, "--save-every", "5", "--log-every", "1")]
-    stage = stage_of(home)
-    with running(words, environment, output) as job:
-        wait_until(lambda: steps_done(home) >= 8, "step 8")
-        os.kill(process_of_rank(home, 1), signal.SIGKILL)
-        wait_until(lambda: " start 2" in (stage / "log.txt").read_text(), "the second start")
-        wait_until(lambda: steps_done(home) >= 12, "step 12 of the second start")
+    words = ["bash", str(SCRIPT), *expected.words(home)]
+    log = stage_of(home) / "log.txt"
+    with running(words, environment | paced(tmp_path / "hook"), output) as job:
+        wait_until(lambda: steps_done(home) >= 12, PATIENCE_S)
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(60) == 0, output.read_text()
+        assert job.wait(PATIENCE_S) == 0, output.read_text()
     assert (tmp_path / "bin/requeued").read_text() == "4711\n"
-    assert "try 1 of 3 ended with exit code" in output.read_text()
-    assert (stopped := re.search(r"SIGUSR1 after step (\d+)", (stage / "log.txt").read_text()))
+    assert "the time is up, job 4711 goes back into the queue" in output.read_text()
+    assert (stopped := re.search(r"SIGUSR1 after step (\d+)", log.read_text()))
     assert 12 <= int(stopped[1]) < 40
     with running(words, environment, output) as job:
-        assert job.wait(90) == 0, output.read_text()
-    assert f"going on after step {stopped[1]} of 40" in (stage / "log.txt").read_text()
-    assert losses_of(stage) == pytest.approx(expected, rel=1e-5)
+        assert job.wait(PATIENCE_S) == 0, output.read_text()
+    assert f"going on after step {stopped[1]} of 40" in log.read_text()
+    assert losses_of(stage_of(home)) == pytest.approx(expected.losses, rel=1e-5)
     assert (tmp_path / "bin/requeued").read_text() == "4711\n"
+
+
+@needs_bash
+@pytest.mark.slow
+@pytest.mark.req("FR-016", "FR-020", "EC-5")
+def test_a_job_starts_again_by_itself_where_a_rank_dies(
+    tmp_path: Path, expected: Undisturbed
+) -> None:
+    environment = stand_ins.install(tmp_path / "bin")
+    home, output = tmp_path / "job", tmp_path / "output"
+    environment |= paced(tmp_path / "hook")
+    with running(["bash", str(SCRIPT), *expected.words(home)], environment, output) as job:
+        wait_until(lambda: steps_done(home) >= 12, PATIENCE_S)
+        os.kill(process_of_rank(home, 1), signal.SIGKILL)
+        assert job.wait(PATIENCE_S) == 0, output.read_text()
+    assert "try 1 of 3 ended with exit code" in output.read_text()
+    assert " start 2" in (stage_of(home) / "log.txt").read_text()
+    assert losses_of(stage_of(home)) == pytest.approx(expected.losses, rel=1e-5)
+    assert not (tmp_path / "bin/requeued").exists()
 
 
 @needs_bash

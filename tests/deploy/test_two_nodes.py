@@ -16,21 +16,22 @@ from torch.distributed import run as torchrun
 
 from nanochat.cli import eval as evaluation
 from nanochat.common.config import parse
-from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import MidtrainConfig, PretrainConfig, SftConfig
 from tests.conftest import REPOSITORY
 from tests.deploy.jobs import (
-    command,
+    PATIENCE_S,
+    Undisturbed,
+    paced,
     process_of_rank,
     running,
     stage_of,
     steps_done,
-    undisturbed_losses,
-    wait_until,
 )
+from tests.patience import wait_until
 from tests.train.test_failures import losses_of
 
 SCRIPT = REPOSITORY / "deploy" / "two_nodes.sh"
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
 
 
 def free_port() -> int:
@@ -50,26 +51,30 @@ def environment(**said: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize(
+    "loses_a_rank", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["calm", "one dies"]
+)
 @pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
-def test_two_hosts_that_lose_a_rank_end_with_the_undisturbed_losses(
-    tmp_path: Path, tiny_tokenizer: Tokenizer
+def test_two_hosts_end_with_the_undisturbed_losses(
+    loses_a_rank: bool, tmp_path: Path, expected: Undisturbed
 ) -> None:
-    """Two launchers that meet on the loopback address; the rank of the second one is killed."""
-    expected = undisturbed_losses(tmp_path, tiny_tokenizer)
+    """Two launchers that meet on the loopback address; a rank of the second one is killed."""
     home, output = tmp_path / "job", tmp_path / "output"
     said = environment(PORT=str(free_port()), OWN="127.0.0.1")
+    words = expected.words(home)
+    if loses_a_rank:
+        said |= paced(tmp_path / "hook")
     with contextlib.ExitStack() as stack:
         hosts = [
-            stack.enter_context(
-                running([str(SCRIPT), str(node), "127.0.0.1", *command(home)], said, output)
-            )
-            for node in (0, 1)
+            stack.enter_context(running([str(SCRIPT), node, "127.0.0.1", *words], said, output))
+            for node in ("0", "1")
         ]
-        wait_until(lambda: steps_done(home) >= 12, "step 12")
-        os.kill(process_of_rank(home, 1), signal.SIGKILL)
-        assert [host.wait(90) for host in hosts] == [0, 0], output.read_text()
-    assert losses_of(stage_of(home)) == pytest.approx(expected, rel=1e-5)
-    assert "start 2" in (stage_of(home) / "log.txt").read_text()
+        if loses_a_rank:
+            wait_until(lambda: steps_done(home) >= 12, PATIENCE_S)
+            os.kill(process_of_rank(home, 1), signal.SIGKILL)
+        assert [host.wait(PATIENCE_S) for host in hosts] == [0, 0], output.read_text()
+    assert losses_of(stage_of(home)) == pytest.approx(expected.losses, rel=1e-5)
+    assert ("start 2" in (stage_of(home) / "log.txt").read_text()) == loses_a_rank
 
 
 @contextlib.contextmanager
@@ -100,18 +105,18 @@ def two_namespaces() -> Iterator[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.req("FR-016", "SC-011")
-def test_two_hosts_with_networks_of_their_own(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+def test_two_hosts_with_networks_of_their_own(tmp_path: Path, expected: Undisturbed) -> None:
     """Neither host knows the other's name: addresses and the interface are given."""
-    expected = undisturbed_losses(tmp_path, tiny_tokenizer)
     home, output = tmp_path / "job", tmp_path / "output"
     with two_namespaces() as names, contextlib.ExitStack() as stack:
         hosts = []
         for node, name in enumerate(names):
             words = ["ip", "netns", "exec", name, str(SCRIPT), str(node), "10.77.0.1"]
             said = environment(INTERFACE="cable", OWN=f"10.77.0.{node + 1}")
-            hosts.append(stack.enter_context(running([*words, *command(home)], said, output)))
-        assert [host.wait(90) for host in hosts] == [0, 0], output.read_text()
-    assert losses_of(stage_of(home)) == pytest.approx(expected, rel=1e-5)
+            words += expected.words(home)
+            hosts.append(stack.enter_context(running(words, said, output)))
+        assert [host.wait(PATIENCE_S) for host in hosts] == [0, 0], output.read_text()
+    assert losses_of(stage_of(home)) == pytest.approx(expected.losses, rel=1e-5)
 
 
 # --------------------------------------------------------------------------- torchrun as written

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -18,7 +19,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.batches.batch import Batch
+from nanochat.cli.main import main
 from nanochat.common.dist import World
+from nanochat.common.errors import ConfigError
 from nanochat.model.config import GPTConfig
 from nanochat.train import loop
 from nanochat.train.config import PretrainConfig
@@ -300,7 +303,7 @@ def test_ranks_without_a_row_are_counted() -> None:
     assert (crowd.rows, crowd.num_idle) == (1, 256)
     assert crowd.efficiency < 0.5
     reasons = {name: reason for name, _, reason in crowd.lines()}
-    assert reasons["rows a rank"] == "in 1 parts; 256 ranks have none"
+    assert reasons["rows a rank"] == "1 at once; 256 ranks have none"
 
 
 @pytest.mark.req("FR-016")
@@ -376,3 +379,32 @@ def test_a_run_is_planned_for_other_machines_than_this_one() -> None:
     small = PretrainConfig(depth=2, context_len=128, dry_run=True, plan_world_size=2, device="cpu")
     scale = scale_of_run(small, *plan_of(small, 512))
     assert scale.fleet.name == "cpu as here" and scale.sent_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"plan_world_size": 2}, "plan_world_size is for a dry run: pass --dry-run too"),
+        ({"plan_world_size": 0, "dry_run": True}, "plan_world_size is 0, expected at least 1"),
+        ({"plan_link_gb_s": 0.0}, "plan_link_gb_s is 0.0, expected more than 0"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PretrainConfig(**said)
+
+
+@pytest.mark.req("FR-016", "FR-078")
+def test_the_command_tells_the_plan_and_touches_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", "--dry-run", "--depth", "4", "--device", "cpu", "--plan-world-size", "16"]
+    assert main([*words, "--plan-device", "a100", "--json"]) == 0
+    told = capsys.readouterr()
+    scale = json.loads(told.out)["scale"]
+    assert (scale["num_ranks"], scale["fleet"]["name"]) == (16, "a100")
+    assert f"memory a rank   {scale['memory_bytes'] / 2**30:.2f} GiB" in told.err
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and "cpu as here" in told.err
+    assert not any(home.rglob("*"))
