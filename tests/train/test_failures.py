@@ -1,11 +1,9 @@
 """A rank that dies, lags or differs: all ranks say which one, and a restarted job goes on."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as torch_dist
 
 from nanochat.common import watch as watch_module
-from nanochat.common.dist import World, current_world
+from nanochat.common.dist import World
 from nanochat.common.errors import ConfigError, TrainingError
 from nanochat.common.watch import Watch
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -26,6 +24,9 @@ from nanochat.train import loop
 from nanochat.train.keeper import check_alike
 from nanochat.train.loop import fit
 from nanochat.train.loss import loss_sum
+from tests.conftest import REPOSITORY
+from tests.patience import wait_until
+from tests.train.ranks import PATIENCE_S, exit_codes
 from tests.train.test_loop import Recorder, stage_of
 from tests.train.test_world import Rows
 
@@ -36,10 +37,17 @@ Report = tuple[str, list[str]]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats are quick; nobody loses patience, however busy the machine."""
     monkeypatch.setattr(watch_module, "BEAT_S", 0.02)
-    monkeypatch.setattr(watch_module, "SILENCE_S", 30.0)
-    monkeypatch.setattr(watch_module, "SILENCE_AFTER_ERROR_S", 0.3)
-    monkeypatch.setattr(watch_module, "GRACE_S", 0.1)
+    monkeypatch.setattr(watch_module, "SILENCE_S", 100.0)
+    monkeypatch.setattr(watch_module, "SILENCE_AFTER_ERROR_S", 100.0)
+    monkeypatch.setattr(watch_module, "GRACE_S", 100.0)
+
+
+@pytest.fixture
+def impatient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For silences that are to be noticed."""
+    monkeypatch.setattr(watch_module, "SILENCE_AFTER_ERROR_S", 1.5)
 
 
 def ring(size: int) -> list[Watch]:
@@ -63,10 +71,10 @@ def test_last_words_reach_all(quick: None) -> None:
 
 
 @pytest.mark.req("FR-016")
-def test_who_goes_silent_is_missed(quick: None) -> None:
+def test_who_goes_silent_is_missed(impatient: None) -> None:
     first, second, third = ring(3)
     second.step = 4
-    time.sleep(0.1)
+    wait_until(lambda: second._store.get("beat/1").endswith(b"|4"))
     second._has_left.set()  # as when its process is killed
     fault = first.explain()
     assert fault is not None and "after step 4: it was killed, or its machine is gone" in fault
@@ -74,11 +82,11 @@ def test_who_goes_silent_is_missed(quick: None) -> None:
 
 
 @pytest.mark.req("FR-016")
-def test_who_leaves_in_order_is_missed_only_where_a_collective_failed(quick: None) -> None:
+def test_who_leaves_in_order_is_missed_only_where_a_collective_failed(impatient: None) -> None:
     first, second = ring(2)
     second.leave()
     second.leave()
-    time.sleep(0.1)
+    wait_until(lambda: first._last_beat.startswith("left"))
     assert not first._has_left.is_set()
     fault = first.explain()
     assert fault is not None and fault.endswith("left after step 0, before the others")
@@ -93,12 +101,13 @@ def test_a_process_that_waits_for_the_dead_is_ended(
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(watch_module, "GRACE_S", 0.1)
     first, second = ring(2)
     told: list[str] = []
     first.on_fault = told.append
     second.tell("RuntimeError: gone")
     second.leave()
-    first._thread.join(5)
+    first._thread.join(60)
     assert ended == [1] and "gone" in told[0]
 
 
@@ -107,31 +116,16 @@ def test_a_process_that_waits_for_the_dead_is_ended(
 
 def in_ranks(size: int, task: str, folder: Path) -> list[tuple[int | None, Any]]:
     """Exit code and what was written of each of so many ranks, of which some may die."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=_rank, args=(rank, size, port, task, folder)) for rank in range(size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
+
+    def run(world: World) -> None:
+        said = TASKS[task](world)
+        (folder / f"{task}_{world.rank}.json").write_text(json.dumps(said))
+        os._exit(0)  # as the end of a job: nobody waits for the others
+
+    codes = exit_codes(size, run)
     files = [folder / f"{task}_{rank}.json" for rank in range(size)]
     said = [json.loads(file.read_text()) if file.exists() else None for file in files]
-    return [(process.exitcode, each) for process, each in zip(ranks, said, strict=True)]
-
-
-def _rank(rank: int, size: int, port: int, task: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    current_world.cache_clear()
-    said = TASKS[task](current_world())
-    (folder / f"{task}_{rank}.json").write_text(json.dumps(said))
-    os._exit(0)  # as the end of a job: nobody waits for the others
+    return list(zip(codes, said, strict=True))
 
 
 def _train(world: World, trouble: Callable[[int], None], num_steps: int = 30) -> Report:
@@ -162,6 +156,7 @@ def _raise(world: World) -> Report:
 def _die(world: World) -> Report:
     def trouble(step: int) -> None:
         if world.rank == 1 and step == 3:
+            Path(os.environ["KILLED"]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     return _train(world, trouble)
@@ -170,7 +165,7 @@ def _die(world: World) -> Report:
 def _lag(world: World) -> Report:
     def trouble(step: int) -> None:
         if world.rank == 1:
-            time.sleep(0.05)
+            time.sleep(0.1)  # its own part takes a few ms, on a busy machine some tens
 
     return _train(world, trouble, num_steps=20)
 
@@ -204,13 +199,16 @@ def test_an_error_on_one_rank_is_read_on_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("FR-016", "EC-5")
-def test_a_killed_rank_is_named_within_a_minute(tmp_path: Path) -> None:
-    start_s = time.monotonic()
+def test_a_killed_rank_is_named_within_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
     (_, first), (code, second) = in_ranks(2, "die", tmp_path)
     assert code == -signal.SIGKILL and second is None
     assert re.match(r"TrainingError: rank 1 \(.+, process \d+\) has been silent for", first[0])
     assert "after step 3: it was killed" in first[0]
-    assert time.monotonic() - start_s < 60
+    told_s, killed_s = ((tmp_path / name).stat().st_mtime for name in ("die_0.json", "killed"))
+    assert told_s - killed_s < 60
 
 
 @pytest.mark.req("FR-016")
@@ -266,6 +264,32 @@ def _pretrain(world: World) -> int:
 TASKS["pretrain"] = _pretrain
 
 
+# Read by every Python that starts: the second rank's kills itself, the first time it is there, in
+# the middle of a step after step 12, once its last checkpoint is on the disk.
+KILL = """
+import os, signal, time
+
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    from nanochat.train import loop
+    from nanochat.train.optim import Optimizer
+
+    loss_sum, step, seen = loop.loss_sum, Optimizer.step, []
+
+    def killed(*arguments, **more):
+        if len(seen) >= 12:
+            while not os.path.exists({checkpoint!r}):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss_sum(*arguments, **more)
+
+    def counted(*arguments, **more):
+        seen.append(step(*arguments, **more))
+
+    loop.loss_sum, Optimizer.step = killed, counted
+"""
+
+
+@pytest.mark.timeout(2 * PATIENCE_S)
 @pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
 def test_torchrun_restarts_after_a_rank_is_killed(
     tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
@@ -280,35 +304,23 @@ def test_torchrun_restarts_after_a_rank_is_killed(
     # Without -- torchrun takes our --run for an abbreviation of one of its own flags.
     launcher += ["--max-restarts", "1", "--standalone", "-m", "--", "nanochat"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(
-            [*launcher, *command(tmp_path / "disturbed", "--overwrite")],
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            kill_second_rank_after(stage, 12, process)
-            assert process.wait(90) == 0, (tmp_path / "output").read_text()
-        finally:
-            process.kill()
+    (tmp_path / "hook").mkdir()
+    checkpoint = stage / "checkpoints" / "step_000010"
+    (tmp_path / "hook" / "sitecustomize.py").write_text(KILL.format(checkpoint=str(checkpoint)))
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "hook"), str(REPOSITORY)])
+    done = subprocess.run(
+        [*launcher, *command(tmp_path / "disturbed", "--overwrite")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     expected = losses_of(tmp_path / "undisturbed" / "runs" / "tiny" / "pretrain")
     assert len(expected) == 40
     assert losses_of(stage) == pytest.approx(expected, rel=1e-5)
     log, second_log = ((stage / name).read_text() for name in ("log.txt", "log.rank1.txt"))
-    assert re.search("going on after step [123]0 of 40", log)
+    assert "going on after step 10 of 40" in log
     assert "start 2" in log and "start 2" in second_log
     assert re.search(r"TrainingError: rank 1 \(.+\) has been silent for .* killed", log)
-
-
-def kill_second_rank_after(stage: Path, step: int, job: "subprocess.Popen[Any]") -> None:
-    metrics, log = stage / "metrics.jsonl", stage / "log.rank1.txt"
-    end_s = time.monotonic() + 60
-    while time.monotonic() < end_s and job.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
-            match = re.search(r"rank 1 \(.*, process (\d+)\)", log.read_text())
-            assert match is not None
-            os.kill(int(match[1]), signal.SIGKILL)
-            return
-        time.sleep(0.005)
-    raise AssertionError("the job did not come to the step in time")

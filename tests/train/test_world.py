@@ -1,8 +1,6 @@
 """One, two and four processes train the same model on the same batches in the same order."""
 
-import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,25 @@ from nanochat.common.errors import Stopped
 from nanochat.train import loop
 from nanochat.train.loop import Stage, fit
 from nanochat.train.loss import loss_sum
+from tests.train.ranks import PATIENCE_S, exit_codes
 from tests.train.test_loop import Counting, Recorder, stage_of
 
 NUM_STEPS = 50
 
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+
 
 def in_processes(size: int, task: str, folder: Path) -> list[Any]:
-    """What `task` returned in each of so many ranks; forked, so that torch is imported already."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=_rank, args=(rank, size, port, task, folder)) for rank in range(size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0] * size
+    """What `task` returned in each of so many ranks."""
+
+    def run(world: World) -> None:
+        torch.save(TASKS[task](world, folder), folder / f"{task}_{world.rank}_{size}.pt")
+        assert world.watch is not None
+        world.watch.leave()
+        torch.distributed.destroy_process_group()
+
+    assert exit_codes(size, run) == [0] * size
     return [torch.load(folder / f"{task}_{rank}_{size}.pt") for rank in range(size)]
-
-
-def _rank(rank: int, size: int, port: int, task: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    current_world.cache_clear()
-    world = current_world()
-    torch.save(TASKS[task](world, folder), folder / f"{task}_{rank}_{size}.pt")
-    assert world.watch is not None
-    world.watch.leave()
-    torch.distributed.destroy_process_group()
 
 
 class Rows(Counting):
