@@ -14,6 +14,7 @@ Read next: nanochat/batches/on_the_fly.py, docs/data.md.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -48,12 +49,12 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_BYTES = 256 << 20
-NUM_WORDS, NUM_SENTENCES = 40_000, 100_000
-VOCAB_SIZE, TOKENIZER_CHARS = 8192, 10_000_000
+NUM_WORDS, NUM_SENTENCES = 20_000, 40_000
+VOCAB_SIZE, TOKENIZER_CHARS = 4096, 5_000_000
 LOOK_S = 0.1
 SMALL_MODEL = (
-    "--depth 2 --context-len 256 --head-dim 16 --aspect-ratio 16 --batch-tokens 4096 --device cpu "
-    "--dtype float32 --compile off --eval-tokens 4096 --eval-every 0"
+    "--depth 2 --context-len 128 --head-dim 16 --aspect-ratio 16 --batch-tokens 4096 --device cpu "
+    "--dtype float32 --compile off --device-batch-rows 4 --eval-tokens 4096 --eval-every 0"
 ).split()
 
 
@@ -91,9 +92,10 @@ def write_corpus(folder: Path, num_bytes: int, seed: int = 0) -> int:
             end = min(written + FILE_BYTES, num_bytes)
             while written < end:
                 sizes = np.clip(rng.lognormal(3.0, 0.7, 1000), 2, 400).astype(int)
-                chosen = iter(rng.integers(0, NUM_SENTENCES, int(sizes.sum())))
-                for size in sizes:
-                    text = b" ".join([sentences[next(chosen)] for _ in range(size)])
+                ends = np.cumsum(sizes).tolist()
+                chosen = rng.integers(0, NUM_SENTENCES, ends[-1]).tolist()
+                for start, end_of_text in itertools.pairwise([0, *ends]):
+                    text = b" ".join([sentences[each] for each in chosen[start:end_of_text]])
                     written += out.write(b'{"text": "Number %d. %s"}\n' % (num_documents, text))
                     num_documents += 1
         file += 1
