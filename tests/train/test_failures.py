@@ -26,8 +26,8 @@ from nanochat.train.loop import fit
 from nanochat.train.loss import loss_sum
 from tests.conftest import REPOSITORY
 from tests.patience import wait_until
+from tests.train.makers import Recorder, stage_of
 from tests.train.ranks import PATIENCE_S, exit_codes
-from tests.train.test_loop import Recorder, stage_of
 from tests.train.test_world import Rows
 
 Report = tuple[str, list[str]]

@@ -21,7 +21,7 @@ from nanochat.train.sharding import Span, rows_of
 from tests.conftest import DOUBLE_ATOL
 from tests.fakes import random_gpt, tiny_config
 from tests.train import test_world
-from tests.train.test_loop import Counting, plan_of, stage_of
+from tests.train.makers import Counting, plan_of, stage_of
 from tests.train.test_world import in_processes
 
 NUM_STEPS = 12

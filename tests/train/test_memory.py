@@ -13,7 +13,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.loop import fit
 from nanochat.train.loss import bits_per_byte
 from tests.fakes import random_gpt, tiny_config
-from tests.train.test_loop import Counting, stage_of
+from tests.train.makers import Counting, stage_of
 
 STATUS = Path("/proc/self/status")
 NUM_EVALUATIONS = 200

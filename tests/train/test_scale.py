@@ -43,8 +43,8 @@ from nanochat.train.traffic import (
 )
 from tests.fakes import random_gpt, tiny_config
 from tests.train import test_world
+from tests.train.makers import Counting, stage_of
 from tests.train.test_fsdp import sharded_stage
-from tests.train.test_loop import Counting, stage_of
 from tests.train.test_world import in_processes
 
 NUM_STEPS = 3

@@ -14,8 +14,8 @@ from nanochat.common.errors import Stopped
 from nanochat.train import loop
 from nanochat.train.loop import Stage, fit
 from nanochat.train.loss import loss_sum
+from tests.train.makers import Counting, Recorder, stage_of
 from tests.train.ranks import PATIENCE_S, exit_codes
-from tests.train.test_loop import Counting, Recorder, stage_of
 
 NUM_STEPS = 50
 
