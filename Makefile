@@ -2,7 +2,7 @@
 # Kept plain: GNU make 3.81 (macOS) runs it.
 
 BIN = .venv/bin
-PYTHON_FILES = nanochat scripts tests
+PYTHON_FILES = nanochat scripts tests deploy
 
 SHARED = ../shared
 

@@ -106,9 +106,12 @@ def run(config: Config) -> int:
     def build() -> Any:
         return app_for_replica(config, settings, serve.get_replica_context().replica_id.unique_id)
 
-    of_our_own = {} if config.address else {"object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address=config.address, include_dashboard=None if config.address else False,
-             log_to_driver=False, **of_our_own)  # fmt: skip
+    if config.address is None:
+        ray.init(
+            include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES
+        )
+    else:
+        ray.init(address=config.address, log_to_driver=False)
     gpus = config.gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0

@@ -15,7 +15,7 @@ __all__ = ["main", "needs_test_run"]
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 BIN = Path(PYTHON).parent
-FOLDERS = ("nanochat", "scripts", "tests")
+FOLDERS = ("nanochat", "scripts", "tests", "deploy")
 TESTS = ("make", "--no-print-directory", "test")
 CHECKS = {
     "format": (f"{BIN}/ruff", "format", "--check", *FOLDERS),
