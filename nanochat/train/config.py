@@ -121,8 +121,9 @@ class PretrainConfig(StageConfig):
     world."""
 
     data: tuple[str, ...] = ()
-    """Text: .txt, .md, .jsonl, .json, .parquet (plain, .gz, .zst), folders, globs. None: the
-    built-in world."""
+    """Text: files (.txt, .md, .jsonl, .json, .csv, .parquet, .arrow; plain, .gz, .zst, .bz2),
+    folders, globs, data:NAME, hf:ORG/DATASET, addresses: see docs/data.md. None: the built-in
+    world."""
     world_chars: int = 8_000_000
     """Characters of the built-in world, where --data is not given."""
     val_data: tuple[str, ...] = ()
@@ -208,7 +209,8 @@ class MidtrainConfig(StageConfig):
     model: Positional[str]
     """The model to go on from: a run such as d12, or a directory."""
     chats: tuple[str, ...] = ()
-    """Conversations: .jsonl, .json (plain, .gz, .zst), folders, globs. None: the built-in
+    """Conversations: files (.jsonl, .json, .csv, .parquet, .arrow; plain, .gz, .zst, .bz2),
+    folders, globs, data:NAME, hf:ORG/DATASET, addresses: see docs/data.md. None: the built-in
     world's."""
     num_conversations: int = 20_000
     """How many of the built-in world's, where --chats is not given."""
