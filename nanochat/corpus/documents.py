@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanochat.common.errors import DataError
+from nanochat.common.quote import quoted
 from nanochat.corpus.files import (
     TABLES,
     Paths,
@@ -155,7 +156,7 @@ def texts_of_records(records: Iterable[Record], column: str) -> Iterator[str]:
                 raise DataError(f"{where}: no {column!r}, the keys are {keys}: name one of them")
             value = value[column]
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{where}: {column!r} is {_short(value)}, expected a string")
+            raise DataError(f"{where}: {column!r} is {quoted(value)}, expected a string")
         yield value or ""
 
 
@@ -204,8 +205,3 @@ def _decoded(path: Path) -> Iterator[str]:
 def _and_last(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
     yield b""
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
