@@ -16,7 +16,6 @@ Read next: corpus/prepare (what is computed), prepare_duplicates.py, prepare_sha
 
 import functools
 import hashlib
-import itertools
 import shutil
 import tempfile
 import time
@@ -244,18 +243,20 @@ class _Writer:
                     rows = np.stack([hits.texts + self._num_documents, hits.entries], axis=1)
                     self._keep("hits", rows)
         with self._timed("tokenize"):
-            bos = np.array([self._tokenizer.bos], np.uint32)
-            parts = [self._tokenizer.encode_array(text) for text in batch.texts]
-            lengths = np.array([len(part) + 1 for part in parts], np.int64)
-            interleaved = itertools.chain.from_iterable((bos, part) for part in parts)
-            tokens = np.concatenate(list(interleaved), dtype=self._dtype, casting="unsafe")
+            encoded, counts = self._tokenizer.encode_all(batch.texts)
+            lengths = np.array(counts, np.int64) + 1
+            tokens = np.empty(len(encoded) + len(lengths), self._dtype)
+            is_bos = np.zeros(len(tokens), bool)
+            is_bos[np.cumsum(lengths) - lengths] = True
+            tokens[is_bos] = self._tokenizer.bos
+            tokens[~is_bos] = encoded
         with self._timed("write"):
             write(tokens.tobytes())
         self._keep("offsets", self._num_tokens + np.cumsum(lengths))
         self._keep("characters", np.array([len(text) for text in batch.texts], np.int32))
         self._keep("places", np.array(batch.places, np.int64))
         self._keep("is_held_out", np.array(batch.is_held_out))
-        self._num_documents += len(parts)
+        self._num_documents += len(lengths)
         self._num_tokens += len(tokens)
 
     def _keep(self, name: str, array: npt.NDArray[Any]) -> None:

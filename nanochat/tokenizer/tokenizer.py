@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -28,6 +29,7 @@ import tiktoken
 
 from nanochat.common.errors import DataError, TokenizerError
 from nanochat.common.files import read_json, write_text_atomically
+from nanochat.tokenizer.known import KnownPieces
 from nanochat.tokenizer.stream import StreamDecoder
 
 __all__ = [
@@ -82,6 +84,7 @@ _RUN = re.compile(f"{_SPACE}{{{_LONG_RUN},}}")
 
 T = TypeVar("T")
 
+_GROUP_CHARS = 200_000  # encoded together by arrays
 _BATCH_SLICE = 64  # texts a thread takes at once: less than 1% of the time goes to handing them out
 
 
@@ -98,6 +101,7 @@ class Tokenizer:
         self._pattern = pattern
         self._special = {name: len(self._tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self._encoding = self._build(pattern)
+        self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------ what it is
 
@@ -179,6 +183,28 @@ class Tokenizer:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # a lone surrogate
             return np.array(self.encode(text), np.uint32)
+
+    def encode_all(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], list[int]]:
+        """The tokens of all texts one after another, and how many each has: those of `encode`, in
+        one thread some times faster (known.py)."""
+        with self._lock:
+            groups = [self._encode_group(group) for group in _groups(texts)]
+        tokens = [each for each, _ in groups] or [np.zeros(0, np.uint32)]
+        return np.concatenate(tokens), [length for _, lengths in groups for length in lengths]
+
+    def _encode_group(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], list[int]]:
+        try:
+            tokens, lengths = self._known.encode(texts)
+        except UnicodeEncodeError:  # a lone surrogate
+            tokens, lengths = self._known.encode([replace_surrogates(text) for text in texts])
+        return tokens, lengths.tolist()
+
+    @cached_property
+    def _known(self) -> KnownPieces:
+        most_digits = 2 if self._pattern == SPLIT_PATTERN else 3
+        vocabulary = {token: index for index, token in enumerate(self._tokens)}
+        whole = self._whole_piece.encode_ordinary
+        return KnownPieces(most_digits, whole, self.encode_array, vocabulary)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The tokens of each text.  num_threads None: one per processor, at most 8."""
@@ -275,6 +301,16 @@ class Tokenizer:
             "special_tokens": list(self._special),
             "tokens": [base64.b64encode(token).decode("ascii") for token in self._tokens],
         }
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Some at a time: their arrays stay in a processor's cache."""
+    start = num_chars = 0
+    for index, text in enumerate(texts, start=1):
+        num_chars += len(text)
+        if num_chars >= _GROUP_CHARS or index == len(texts):
+            yield texts[start:index]
+            start, num_chars = index, 0
 
 
 def replace_surrogates(text: str) -> str:

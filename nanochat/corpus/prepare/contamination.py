@@ -9,7 +9,7 @@ Source: Brown et al., arXiv:2005.14165, appendix C (N of 8 to 13 words).
 Read next: words.py, docs/data.md (what is reported, what is removed).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from nanochat.corpus.prepare.words import Hashes, Words, words_of
 __all__ = ["LEAST_WORDS", "RUN_WORDS", "EvaluationSets", "Hits"]
 
 LEAST_WORDS = 8
+LEAST_CHARS = 2 * LEAST_WORDS - 1  # of ASCII
 RUN_WORDS = 13
 FORMATS = ("lines", "json", "csv", "parquet", "arrow")
 TEXTS_AT_ONCE = 1024
 NPY_HEADER_BYTES = 128  # of an array without numbers, which cannot be mapped
 
 Numbers = npt.NDArray[np.int64]
-_SIEVE_BITS = range(16, 28)  # 2 ** bits places, one bit each: at most 16 MB
+_SIEVE_BITS = range(10, 23)  # 2 ** bits words: at most 32 MB
 _NAMES = ("runs", "run_entries", "firsts", "first_entries", "first_lengths", "lasts", "entry_files")
 
 
@@ -128,21 +129,33 @@ class EvaluationSets:
 
 
 class _Sieve:
-    """Which of many hashes may be in a set; one in 64 of those that are not gets through."""
+    """Which of many hashes may be in a set; fewer than one in 100 of those that are not get through.
+
+    A word of 64 bits for each two hashes of the set, in which each sets three: one look in memory,
+    which is what it costs.
+    Source: blocked Bloom filters, Putze et al., 2007.
+    """
 
     def __init__(self, hashes: Hashes) -> None:
-        wanted = (64 * len(hashes)).bit_length()
-        bits = min(max(wanted, _SIEVE_BITS.start), _SIEVE_BITS.stop - 1)
+        bits = min(max((len(hashes) // 2).bit_length(), _SIEVE_BITS.start), _SIEVE_BITS.stop - 1)
         self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << (bits - 3), np.uint8)
-        places = np.asarray(hashes) >> self._shift
-        marks = np.uint8(1) << (places & np.uint64(7)).astype(np.uint8)
-        np.bitwise_or.at(self._table, (places >> np.uint64(3)).astype(np.int64), marks)
+        self._table = np.zeros(1 << bits, np.uint64)
+        hashes = np.asarray(hashes)
+        places = (hashes >> self._shift).astype(np.int64)
+        np.bitwise_or.at(self._table, places, _marks(hashes))
 
     def places(self, hashes: Hashes) -> Numbers:
-        places = hashes >> self._shift
-        bits = self._table[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8)
-        return np.flatnonzero(bits & 1)
+        found = self._table[(hashes >> self._shift).astype(np.int64)]
+        marks = _marks(hashes)
+        return np.flatnonzero(found & marks == marks)
+
+
+def _marks(hashes: Hashes) -> Hashes:
+    one, most = np.uint64(1), np.uint64(63)
+    marks = one << (hashes & most)
+    marks |= one << ((hashes >> np.uint64(6)) & most)
+    marks |= one << ((hashes >> np.uint64(12)) & most)
+    return marks
 
 
 class _Builder:
@@ -157,7 +170,7 @@ class _Builder:
     def add(self, file: int, path: Path) -> None:
         waiting: list[bytes] = []
         for record in read_records(path):
-            waiting += [text.encode("utf-8", "replace") for text in _strings(record.value)]
+            waiting += _strings(record.value)
             if len(waiting) >= TEXTS_AT_ONCE:
                 self._take(file, waiting)
                 waiting = []
@@ -204,12 +217,17 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
     return np.asarray(array)  # slicing the map itself costs ten times as much
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
+def _strings(value: Any) -> list[bytes]:
+    """All strings inside, in their order, but those too short for eight words."""
+    found = []
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if len(each) >= LEAST_CHARS or (len(each) >= LEAST_WORDS and not each.isascii()):
+                found.append(each.encode("utf-8", "replace"))
+        elif isinstance(each, dict):
+            waiting.extend(reversed(each.values()))
+        elif isinstance(each, list | tuple):
+            waiting.extend(reversed(each))
+    return found
