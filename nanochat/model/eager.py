@@ -18,7 +18,11 @@ from torch import Tensor
 
 __all__ = ["Attention", "Mix", "RMSNorm", "ReluSquared", "Rotate"]
 
-QUERY_BLOCK_TOKENS = 256  # keys after a block's last query are never multiplied
+# Keys that no query of a block sees are never multiplied.  Forward and backward, float32, one core
+# with AVX2, against blocks of 256: 0.6 of the time for 256 tokens with a window of 128, 0.8 without
+# one; of 512 tokens that all see, 0.93 with 128 and 0.97 with 64.
+NEAR_BLOCK_TOKENS, FAR_BLOCK_TOKENS = 64, 128
+NEAR_TOKENS = 256
 
 
 class RMSNorm(torch.autograd.Function):
@@ -141,11 +145,10 @@ class Attention(torch.autograd.Function):
 
 def _blocks(num_tokens: int, window: int) -> list[tuple[int, int, int]]:
     """First and last query of each block, and the first key that one of them sees."""
-    starts = range(0, num_tokens, QUERY_BLOCK_TOKENS)
-    return [
-        (start, min(start + QUERY_BLOCK_TOKENS, num_tokens), max(0, start - window))
-        for start in starts
-    ]
+    is_near = min(num_tokens, window) <= NEAR_TOKENS
+    size = NEAR_BLOCK_TOKENS if is_near else FAR_BLOCK_TOKENS
+    starts = range(0, num_tokens, size)
+    return [(start, min(start + size, num_tokens), max(0, start - window)) for start in starts]
 
 
 def _bias(start: int, stop: int, reach: int, window: int, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tests.twins.attention import attend_slowly
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four queries, so that short texts have several."""
     monkeypatch.setattr(attention, "WINDOW_BLOCK_TOKENS", 4)
-    monkeypatch.setattr(eager, "QUERY_BLOCK_TOKENS", 4)
+    monkeypatch.setattr(eager, "NEAR_BLOCK_TOKENS", 4)
 
 
 def random_heads(
@@ -74,7 +74,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         values = []
         for size in (7, 256, 1000):
             monkeypatch.setattr(attention, "WINDOW_BLOCK_TOKENS", size)
-            monkeypatch.setattr(eager, "QUERY_BLOCK_TOKENS", size)
+            monkeypatch.setattr(eager, "NEAR_BLOCK_TOKENS", size)
+            monkeypatch.setattr(eager, "FAR_BLOCK_TOKENS", size)
             values += [attend(q, k, v, window), attend(q.clone().requires_grad_(), k, v, window)]
         for other in values[1:]:
             torch.testing.assert_close(other, values[0], atol=LAYER_ATOL, rtol=0)
