@@ -135,3 +135,34 @@ def test_killed_processes_lose_a_piece_at_most(
     for part in ("train", "validation"):
         assert again[part] == undisturbed[part]
     assert not list(target.rglob(".*.tmp")) and not (target / "work").exists()
+
+
+TINY = (
+    "--depth 2 --head-dim 16 --aspect-ratio 16 --context-len 32 --batch-tokens 128 --eval-tokens 64"
+    " --num-steps 4 --device cpu --json"
+).split()
+
+
+def test_training_reads_it(
+    corpus: Path, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = str(tmp_path / "it")
+    assert main(words(corpus, tmp_path / "it", "--workers", "1", "--json")) == 0
+    tokenizer_hash = json.loads((tmp_path / "it" / "index.json").read_text())["tokenizer"]
+    losses = []
+    for run in ("one", "two"):
+        assert main(["pretrain", "--data", prepared, "--run", run, *TINY]) == 0
+        stage = home / "runs" / run / "pretrain"
+        rows = (stage / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+        config = json.loads((stage / "config.json").read_text())
+        assert config["tokenizer_hash"] == tokenizer_hash["content_hash"]
+    assert losses[0] == losses[1] and len(losses[0]) >= 4
+    assert not (home / "data" / "tokens").exists()  # nothing was tokenized again
+    # Plain text of the next stage may be prepared too.
+    chats = tmp_path / "chats.jsonl"
+    answer = {"role": "assistant", "content": "Yes"}
+    asked = [[{"role": "user", "content": f"Is it {number}?"}, answer] for number in range(300)]
+    chats.write_text("".join(json.dumps(chat) + "\n" for chat in asked))
+    more = ["--chats", str(chats), "--data", prepared, "--num-steps", "2", "--device", "cpu"]
+    assert main(["midtrain", "one", *more, "--batch-tokens", "128", "--eval-tokens", "64"]) == 0
