@@ -5,8 +5,8 @@ Documents have numbers over all pieces, in the order of the corpus.  One after a
 words of an evaluation set goes, if that is asked for; of equal documents the first stays; of
 documents that are alike, found band by band (a task each, in any process), the first stays.  Every
 result is a file that is whole or absent.
-Memory: a task about 70 bytes a document, whatever the length of the documents (the test measures
-it): 7 GB for the hundred million documents of some 200 billion bytes.
+Memory: a task about 100 bytes a document, whatever the length of the documents: 1 GB for ten
+million of them, some 50 GB of text.
 Read next: corpus/prepare/duplicates.py (the pairs), prepare_shards.py (who reads kept-*.npy).
 """
 
