@@ -1,5 +1,5 @@
 """A text -> its chapters, while training goes on.   in: Job   out: chapters on the disk
-who calls: on_the_fly.py (here), and the process it starts (`main`)
+who calls: on_the_fly.py (here), and the process it starts (`_main`)
 
 The process reads, tokenizes and writes, and imports no torch.  It is told through its input how far
 it should be ahead, writes so far and no further, and ends when that input is closed: whatever ends
@@ -116,7 +116,7 @@ class Background:
         package = str(Path(nanochat.__file__).resolve().parents[1])
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
-            [sys.executable, "-c", "from nanochat.batches.background import main; main()"],
+            [sys.executable, "-c", "from nanochat.batches.background import _main; _main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -142,7 +142,7 @@ class Background:
             self._fault = _death_of(process)
 
 
-def main() -> None:
+def _main() -> None:
     """Write what the job on the input says, as far as the numbers after it say."""
     for name in SIGNALS:
         if number := getattr(signal, name, None):
