@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,9 @@ def chapters_in(home: Path) -> int:
 def test_killed_while_it_is_tokenized_it_goes_on_with_the_same_batches(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, halting, cached = (tmp_path / name for name in ("whole", "halting", "cached"))
+    whole, halting, bare, cached = (
+        tmp_path / name for name in ("whole", "halting", "bare", "cached")
+    )
     assert main(command(whole, text)) == 0
     told = capsys.readouterr().err
     assert "tokens: about" in told and "tokenized while training runs (1 is there)" in told
@@ -82,9 +85,12 @@ def test_killed_while_it_is_tokenized_it_goes_on_with_the_same_batches(
                 process.kill()
                 break
     assert len(rows_of(halting)) < NUM_STEPS
-    assert main(command(halting, text)) == 0
-    assert "going on after step 20" in capsys.readouterr().err
-    assert measured(halting) == measured(whole)
+    shutil.copytree(halting, bare)
+    shutil.rmtree(bare / "data")  # what had been tokenized is lost: it is tokenized again
+    for home in (halting, bare):
+        assert main(command(home, text)) == 0
+        assert "going on after step 20" in capsys.readouterr().err
+        assert measured(home) == measured(whole)
     # And once more where all that was needed is in the cache already.
     cached.mkdir()
     (whole / "data").rename(cached / "data")
