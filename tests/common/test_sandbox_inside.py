@@ -252,15 +252,15 @@ def watched(place: watch.Place, *messages: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("source", "limits", "status"),
     [
-        ("x = 1", {}, "finished"),
+        ("x = 1", {"wall_s": 60.0}, "finished"),
         ("while True: pass", {"wall_s": 0.2}, "timeout"),
-        ("import os\nos.write(1, b'x' * 9999)", {"output_bytes": 1000}, "output"),
+        ("import os\nos.write(1, b'x' * 9999)", {"output_bytes": 1000, "wall_s": 60.0}, "output"),
         (
             "import time\nfor n in range(9): open(str(n), 'w').close()\ntime.sleep(9)",
-            {"num_files": 5},
+            {"num_files": 5, "wall_s": 60.0},
             "disk",
         ),
-        ("import os\nos.closerange(0, 99)\nos._exit(0)", {}, "exited"),
+        ("import os\nos.closerange(0, 99)\nos._exit(0)", {"wall_s": 60.0}, "exited"),
     ],
 )
 def test_a_watcher_sees_its_program_to_the_end(
@@ -272,7 +272,7 @@ def test_a_watcher_sees_its_program_to_the_end(
 
 
 def test_a_watcher_sees_both_to_the_end(place: watch.Place) -> None:
-    job = {"kind": "check", "source": "def f(): return 1", "limits": {}}
+    job = {"kind": "check", "source": "def f(): return 1", "limits": {"wall_s": 60.0}}
     reply = watched(place, job, {"tests": "assert f()", "entry_point": "f", "nonce": "n"})
     assert (reply["verdict"], reply["reason"]) == ("n", "passed")
     stubborn = "import os, time\nwhile True: time.sleep(1)"

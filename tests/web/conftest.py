@@ -156,7 +156,7 @@ class View:
         assert unexpected == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
     """The browser; where there is none the test is skipped, in CI it fails."""
     from playwright.sync_api import expect, sync_playwright
@@ -174,9 +174,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def theatre(tiny_tokenizer: Tokenizer) -> Iterator[Stage]:
-    """One server for all tests."""
+    """One server for all tests of the page."""
     with stage(tiny_tokenizer) as it:
         yield it
 
@@ -230,7 +230,7 @@ def _watch(view: View) -> None:
     view.page.on("dialog", lambda dialog: view.problems.append(f"dialog {dialog.message}"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def seat(chromium: Any, theatre: Stage) -> Iterator[View]:
     """One page for all tests that need no other: a new profile costs half a second of a core."""
     context = _profile(chromium)
