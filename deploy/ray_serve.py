@@ -107,11 +107,20 @@ def run(config: Config) -> int:
         return app_for_replica(config, settings, serve.get_replica_context().replica_id.unique_id)
 
     if config.address is None:
-        ray.init(
-            include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES
+        ray.init(  # without an address it would join any cluster that has been started here
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=OBJECT_STORE_BYTES,
         )
     else:
-        ray.init(address=config.address, log_to_driver=False)
+        try:
+            ray.init(address=config.address, log_to_driver=False)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster at --address {config.address} ({error}): ray start --head makes "
+                "one, or leave the flag out"
+            ) from None
     gpus = config.gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
