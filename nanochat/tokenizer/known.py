@@ -10,7 +10,7 @@ then known.  Texts mostly of other scripts than Latin have few short pieces: tik
 Read next: tokenizer.py (the pattern), tests/tokenizer/test_known.py (equal on every text).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,19 +41,19 @@ Tokens = npt.NDArray[np.uint32]
 class KnownPieces:
     """The pieces seen so far, and their tokens.  For one thread at a time.
 
-    `encode_piece` gives the tokens of one piece, `encode_text` those of a whole text; `vocabulary`
-    has the tokens themselves.
+    `encode_pieces` gives the tokens of pieces, one after another, and how many each has;
+    `encode_text` those of a whole text; `vocabulary` has the tokens themselves, by number.
     """
 
     def __init__(
         self,
         most_digits: int,
-        encode_piece: Callable[[str], list[int]],
+        encode_pieces: Callable[[Sequence[bytes]], tuple[Tokens, Numbers]],
         encode_text: Callable[[str], Tokens],
-        vocabulary: Mapping[bytes, int],
+        vocabulary: Sequence[bytes],
     ) -> None:
         self._most_digits = most_digits
-        self._encode_piece = encode_piece
+        self._encode_pieces = encode_pieces
         self._encode_text = encode_text
         self._classes = _Classes()
         size = 1 << TABLE_BITS
@@ -65,7 +65,11 @@ class KnownPieces:
         self._pool = np.zeros(size, np.uint32)
         self._num_known = self._num_pooled = 0
         # A piece that is a token is that token, whatever merges would make of it.
-        self._learn({piece: [token] for piece, token in vocabulary.items()})
+        self._learn(
+            vocabulary,
+            np.arange(len(vocabulary), dtype=np.uint32),
+            np.ones(len(vocabulary), np.int64),
+        )
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Numbers]:
         """The tokens of all texts one after another, and how many each has.
@@ -116,32 +120,23 @@ class KnownPieces:
         keys = _keys(data, starts, stops - starts)
         slots = self._find(keys)
         unknown = np.flatnonzero(slots < 0)
-        rest: dict[int, list[int]] = {}
-        if unknown.size:
-            learnt: dict[bytes, list[int]] = {}
-            for index in unknown.tolist():
-                piece = data[starts[index] : stops[index]]
-                if piece not in learnt:
-                    learnt[piece] = self._encode_piece(piece.decode())
-                rest[index] = learnt[piece]
-            self._learn(learnt)
         counts = self._counts[slots].astype(np.int64)
         places = self._places[slots].astype(np.int64)
-        counts[unknown] = [len(rest[index]) for index in unknown.tolist()]
+        new = np.zeros(0, np.uint32)
+        if unknown.size:
+            numbers: dict[bytes, int] = {}
+            where = zip(starts[unknown].tolist(), stops[unknown].tolist(), strict=True)
+            which = [numbers.setdefault(data[a:b], len(numbers)) for a, b in where]
+            new, sizes = self._encode_pieces(list(numbers))
+            counts[unknown] = sizes[which]
+            places[unknown] = (np.cumsum(sizes) - sizes)[which]
+            self._learn(list(numbers), new, sizes)
         ends = np.cumsum(counts)
-        begins = ends - counts
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.uint32)
-        tokens[begins] = self._pool[places]
-        more = np.flatnonzero(counts > 1)
-        offset = 1
-        while more.size:
-            tokens[begins[more] + offset] = self._pool[
-                np.minimum(places[more] + offset, len(self._pool) - 1)
-            ]
-            offset += 1
-            more = more[(counts[more] > offset) & (slots[more] >= 0)]
-        for index, found in rest.items():
-            tokens[begins[index] : ends[index]] = found
+        known = np.flatnonzero(slots >= 0)
+        begins = ends - counts
+        _copy(tokens, begins[known], counts[known], self._pool, places[known])
+        _copy(tokens, begins[unknown], counts[unknown], new, places[unknown])
         return tokens, counts
 
     def _find(self, keys: "_Keys") -> Numbers:
@@ -162,27 +157,19 @@ class KnownPieces:
         found[keys.lengths == 0] = -1
         return found
 
-    def _learn(self, learnt: Mapping[bytes, Sequence[int]]) -> None:
-        new = [
-            (piece, tokens)
-            for piece, tokens in learnt.items()
-            if 0 < len(piece) <= MOST_BYTES and len(tokens) < 256
-        ]
+    def _learn(self, pieces: Sequence[bytes], tokens: Tokens, counts: Numbers) -> None:
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        new = np.flatnonzero((lengths > 0) & (lengths <= MOST_BYTES) & (counts < 256))
         new = new[: max(0, MOST_KNOWN - self._num_known)]
-        if not new:
-            return
-        data = b"".join(piece.ljust(MOST_BYTES, b"\0") for piece, _ in new) + bytes(2 * MOST_BYTES)
-        starts = MOST_BYTES * np.arange(len(new))
-        keys = _keys(data, starts, np.array([len(piece) for piece, _ in new]))
-        counts = np.array([len(tokens) for _, tokens in new])
+        data = b"".join(pieces[index].ljust(MOST_BYTES, b"\0") for index in new.tolist())
+        keys = _keys(data + bytes(2 * MOST_BYTES), MOST_BYTES * np.arange(len(new)), lengths[new])
         slots = self._take(keys)
-        self._places[slots] = self._num_pooled + np.cumsum(counts) - counts
-        self._counts[slots] = counts
-        pooled = np.array([token for _, tokens in new for token in tokens], np.uint32)
-        while self._num_pooled + len(pooled) > len(self._pool):
+        while self._num_pooled + len(tokens) > len(self._pool):
             self._pool = np.concatenate([self._pool, np.zeros_like(self._pool)])
-        self._pool[self._num_pooled : self._num_pooled + len(pooled)] = pooled
-        self._num_pooled += len(pooled)
+        self._pool[self._num_pooled : self._num_pooled + len(tokens)] = tokens
+        self._places[slots] = self._num_pooled + (np.cumsum(counts) - counts)[new]
+        self._counts[slots] = counts[new]
+        self._num_pooled += len(tokens) if len(new) else 0
         self._num_known += len(new)
 
     def _take(self, keys: "_Keys") -> Numbers:
@@ -201,6 +188,16 @@ class KnownPieces:
             waiting = waiting[~has_got[waiting]]
             slots[waiting] = (slots[waiting] + 1) & ((1 << TABLE_BITS) - 1)
         return slots
+
+
+def _copy(tokens: Tokens, begins: Numbers, counts: Numbers, pool: Tokens, places: Numbers) -> None:
+    """So many tokens from each place of the pool to where they begin, at least one each."""
+    tokens[begins] = pool[places]
+    offset = 1
+    while (more := np.flatnonzero(counts > offset)).size:
+        begins, counts, places = begins[more], counts[more], places[more]
+        tokens[begins + offset] = pool[places + offset]
+        offset += 1
 
 
 class _Keys(NamedTuple):

@@ -92,9 +92,9 @@ def test_a_full_table_goes_on(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(known_module, "TABLE_BITS", 3)
     known = KnownPieces(
         2 if tokenizer.pattern == SPLIT_PATTERN else 3,
-        tokenizer._whole_piece.encode_ordinary,
+        tokenizer._encode_pieces,
         tokenizer.encode_array,
-        {},
+        (),
     )
     for _ in range(2):
         tokens, lengths = known.encode([TEXT, TEXT * 3])
