@@ -241,8 +241,10 @@ class _Preparation:
             rules=settings.rules,
             tokenizer=self._directory / "tokenizer.json",
             text_column=settings.text_column,
-            columns=places.columns,
-            held_out_files=frozenset() if is_by_hash else frozenset(split.validation_files),
+            columns={path.absolute(): column for path, column in places.columns.items()},
+            held_out_files=frozenset(
+                path.absolute() for path in split.validation_files if not is_by_hash
+            ),
             held_out_limit=split.limit,
             evaluation=entries,
             band_rows=band_rows(settings.threshold) if settings.duplicates == "remove" else None,
@@ -325,8 +327,9 @@ def _split(settings: PrepareSettings) -> Split[Document]:
 
 def _files(split: Split[Document]) -> list[Path]:
     """In the order of the corpus: what is held out comes last, so that of two duplicates the one
-    that is trained on stays."""
-    return list(dict.fromkeys((*split.train_files, *split.validation_files)))
+    that is trained on stays.  Other processes, and other machines, may be elsewhere."""
+    every = (*split.train_files, *split.validation_files)
+    return list(dict.fromkeys(path.absolute() for path in every))
 
 
 def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, Any]:

@@ -363,6 +363,21 @@ def test_settings_out_of_range(changes: dict[str, Any], message: str, corpus: Co
         corpus.settings(**changes)
 
 
+def test_relative_paths_and_columns(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, few in (("train", corpus.plain[:30]), ("held", corpus.plain[40:50])):
+        lines = (json.dumps({"body": text, "text": "not this one, but another"}) for text in few)
+        Path(f"{name}.jsonl").write_text("\n".join(lines))
+    settings = corpus.settings(data=("train.jsonl#body",), val_data=("held.jsonl#body",))
+    with Processes(2) as executor:
+        found = prepare(settings, tmp_path / "it", executor)
+    tokenizer = Tokenizer.load(corpus.tokenizer)
+    assert sorted(texts_of(found.train, tokenizer)) == sorted(corpus.plain[:30])
+    assert sorted(texts_of(found.validation, tokenizer)) == sorted(corpus.plain[40:50])
+
+
 def test_progress_reaches_the_end(corpus: Corpus, tmp_path: Path) -> None:
     told: dict[str, list[tuple[int, int]]] = {}
     prepare(
