@@ -37,7 +37,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Chats", "Part", "Texts", "chat_store", "mixed", "text_stores"]
 
-WORLD_VERSION = 3  # raised when the built-in world writes other texts from the same seed
+WORLD_VERSION = 4  # raised when the built-in world writes other texts from the same seed
 WORLD_VALIDATION_CHARS = 200_000
 VALIDATION_SEED = 10**9  # far from every training seed
 

@@ -86,8 +86,8 @@ class Recipe:
 WORLD = Recipe(
     minutes=5.6,
     depth=4,
-    aspect_ratio=32,
-    head_dim=32,
+    aspect_ratio=24,
+    head_dim=24,
     context_len=256,
     vocab_size=1024,
     batch_tokens=2048,

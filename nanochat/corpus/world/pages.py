@@ -191,16 +191,16 @@ _QUIZ_QUESTIONS: tuple[tuple[float, Callable[[Dice], Exchange]], ...] = (
 )
 # Chosen so that each skill gets its share of characters; a worked sum is long, a fact is short.
 _KINDS: tuple[tuple[float, Callable[[Dice], str]], ...] = (
-    (12, _profile),
-    (7, _people_notes),
-    (4, _neighbours),
+    (8, _profile),
+    (5, _people_notes),
+    (3, _neighbours),
     (8, _notes),
     (20, _world_page),
     (4, _town_page),
-    (8, _calendar_page),
-    (12, arithmetic_page),
-    (14, spelling_page),
+    (10, _calendar_page),
+    (16, arithmetic_page),
+    (16, spelling_page),
     (14, _quiz),
-    (8, story),
+    (3, story),
     (3, identity_page),
 )
