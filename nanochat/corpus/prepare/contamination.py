@@ -129,7 +129,7 @@ class EvaluationSets:
 
 
 class _Sieve:
-    """Which of many hashes may be in a set; fewer than one in 100 of those that are not get through.
+    """Which of many hashes may be in a set; of those that are not, fewer than one in 100 pass.
 
     A word of 64 bits for each two hashes of the set, in which each sets three: one look in memory,
     which is what it costs.
