@@ -307,7 +307,10 @@ def kept_store(
                 return TokenStore.open(directory, tokenizer)
             shutil.rmtree(directory)
         for left_over in root.glob(f".{directory.name}.*.tmp") if is_alone else ():
-            shutil.rmtree(left_over)
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:  # a file beside the store with the same beginning, such as its report
+                left_over.unlink(missing_ok=True)
         return write(directory)
 
 

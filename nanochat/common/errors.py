@@ -12,7 +12,8 @@
         Overloaded                   the queue is full
         Unavailable                  nothing is served now: loading, or about to stop
         DeadlineExceeded             the answer took longer than it may
-        Aborted                      the caller went away
+        Aborted                      the answer was given up
+          ClientLeft                 because nobody waits for it any more
       EvalError(RuntimeError)        a task that cannot be scored
       SandboxError(RuntimeError)     model-written code that cannot be run behind walls
 

@@ -307,9 +307,11 @@ def test_what_does_not_open_is_written_again(byte_tokenizer: Tokenizer, tmp_path
     (store.directory / "tokens.bin").write_bytes(b"")
     left_over = tmp_path / f".{store.directory.name}.abc.tmp"
     left_over.mkdir()
+    left_over_file = tmp_path / f".{store.directory.name}.json.abc.tmp"
+    left_over_file.touch()
     assert cached_store(tmp_path, "corpus", byte_tokenizer, write).num_documents == len(TEXTS)
     assert write.num_calls == 2
-    assert not left_over.exists()
+    assert not left_over.exists() and not left_over_file.exists()
 
 
 def test_of_several_at_once_one_writes(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
