@@ -87,7 +87,7 @@ def test_it_writes_what_is_waited_for(
     assert fingerprints(found) == expected(corpus, tmp_path)
     validation = StoreToCome(Path(job.validation), corpus.tokenizer, helper)
     held_out = [document.text for document in corpus.texts.documents("validation", None)]
-    assert 1 <= validation.num_documents <= len(held_out)
+    assert validation.num_documents == 1 < len(held_out)  # the job asks for one character
     wait_until(lambda: _is_done(helper))
     helper.want(1000)  # no more than nothing
     helper.check()

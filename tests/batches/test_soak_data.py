@@ -30,7 +30,8 @@ def test_the_text_is_as_large_as_asked_for(tmp_path: Path) -> None:
 
 def test_the_limit_holds_for_every_process() -> None:
     program = "import subprocess, sys, time; x = bytearray(int(sys.argv[1])); time.sleep(3)"
-    child = f"import subprocess, sys; subprocess.check_call([sys.executable, '-c', {program!r}, sys.argv[1]])"  # noqa: E501
+    started = f"[sys.executable, '-c', {program!r}, sys.argv[1]]"
+    child = f"import subprocess, sys; subprocess.check_call({started})"
     fits = soak_data.bounded([sys.executable, "-c", child, "100000000"], 300_000_000)
     assert fits.code == 0 and fits.peak_bytes > 100_000_000
     assert len(fits.peak_processes) == 2 and fits.to_json(300_000_000)["ok"]

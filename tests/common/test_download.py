@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,8 @@ def sum_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load(server: Server, folder: Path, **known: object) -> bytes:
-    remote = RemoteFile(url=f"{server.url}/f", name="f", **known)  # type: ignore[arg-type]
+def load(server: Server, folder: Path, **known: Any) -> bytes:
+    remote = RemoteFile(url=f"{server.url}/f", name="f", **known)
     return download_file(remote, folder, QUICK).read_bytes()
 
 
@@ -57,9 +58,9 @@ def load(server: Server, folder: Path, **known: object) -> bytes:
     "how", [{"etag": '"a"'}, {"modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": None}]
 )
 def test_a_load_goes_on_where_the_line_broke_if_the_file_is_known_to_be_the_same(
-    tmp_path: Path, server: Server, how: dict[str, str | None]
+    tmp_path: Path, server: Server, how: dict[str, Any]
 ) -> None:
-    server.files["/f"] = Served(CONTENT, breaks=[100, 50], **how)  # type: ignore[arg-type]
+    server.files["/f"] = Served(CONTENT, breaks=[100, 50], **how)
     assert load(server, tmp_path) == CONTENT
     ranges = [asked for _, asked in server.asked]
     assert ranges == ([None, "bytes=100-", "bytes=150-"] if any(how.values()) else [None] * 3)
@@ -208,11 +209,12 @@ def test_many_files_at_once_and_one_that_fails_keeps_none_from_arriving(
     for number in range(9):
         server.files[f"/{number}"] = Served(CONTENT, etag='"a"', breaks=[10 * number])
     remotes = [RemoteFile(url=f"{server.url}/{n}", name=f"sub/{n}") for n in range(9)]
-    lines = Lines(9, io.StringIO())
+    stream = io.StringIO()
+    lines = Lines(9, stream)
     assert download_all(remotes, tmp_path, QUICK, lines) == [
         tmp_path / f"sub/{n}" for n in range(9)
     ]
-    said = lines.stream.getvalue()  # type: ignore[attr-defined]
+    said = stream.getvalue()
     assert "9 of 9" in said and "again in" in said
     del server.files["/3"]
     with pytest.raises(DataError, match="1 of 9 files not loaded: .*404"):
@@ -322,7 +324,7 @@ def test_on_a_terminal_there_is_a_bar_for_each_file_and_one_for_all(
 
 
 def test_sizes_are_told_in_decimal_units() -> None:
-    assert [human_bytes(n) for n in (7, 1_500, 99_900, 89_100_000, 6e11, 2e12)] == [  # type: ignore[arg-type]
+    assert [human_bytes(n) for n in (7, 1_500, 99_900, 89_100_000, 6 * 10**11, 2 * 10**12)] == [
         "7 B",
         "1.5 kB",
         "100 kB",

@@ -1,6 +1,5 @@
 """Results come in the order of the tasks, whoever works; nobody is left behind."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -71,7 +70,17 @@ def test_who_works_is_as_asked_for() -> None:
         assert isinstance(executor, InTurn)
     with open_executor(3, None) as executor:
         assert isinstance(executor, Processes) and executor.num_workers == 3
-    assert 1 <= num_cores() <= multiprocessing.cpu_count()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone ties to a processor")
+def test_processors_that_may_not_be_used_are_not_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert num_cores() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})  # of this thread
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 PARENT = """

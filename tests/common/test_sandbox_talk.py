@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -183,9 +184,9 @@ def test_a_program_reports_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(write_end)
 
 
-def ended(wait_status: int, report: bytes = b"", **more: object) -> Process:
+def ended(wait_status: int, report: bytes = b"", **more: Any) -> Process:
     written = {"stdout": bytearray(), "stderr": bytearray(b"\xff"), "report": bytearray(report)}
-    return Process(1, {}, {}, 0.0, written, ending=(wait_status, 0.5, 1), **more)  # type: ignore[arg-type]
+    return Process(1, {}, {}, 0.0, written, ending=(wait_status, 0.5, 1), **more)
 
 
 def test_an_ending_is_read_with_care() -> None:

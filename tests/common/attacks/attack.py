@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat.common.sandbox.box import Sandbox
 from nanochat.common.sandbox.limits import Outcome, SandboxLimits
@@ -222,11 +223,11 @@ def run(sandbox: Sandbox, tried: Attack, outside: Outside) -> tuple[Outcome, flo
     return outcome, time.monotonic() - started_s - limits.wall_s
 
 
-def attack(name: str, program: str, **more: object) -> Attack:
+def attack(name: str, program: str, **more: Any) -> Attack:
     """An attack, its program as it stands indented in a list."""
-    return Attack(name, textwrap.dedent(program), **more)  # type: ignore[arg-type]
+    return Attack(name, textwrap.dedent(program), **more)
 
 
-def gets(name: str, expression: str, **more: object) -> Attack:
+def gets(name: str, expression: str, **more: Any) -> Attack:
     """Prints GOT if the expression, often a raw system call, gives 0 or more."""
-    return Attack(name, f"if ({expression}) >= 0: print('GOT')\n", **more)  # type: ignore[arg-type]
+    return Attack(name, f"if ({expression}) >= 0: print('GOT')\n", **more)
