@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanochat.batches.store import token_dtype
+from nanochat.batches.store import after_bos, token_dtype
 from nanochat.common.files import read_json, sync_directory, write_json_atomically
 from nanochat.corpus.pieces import Piece, place_of, read_span
 from nanochat.corpus.prepare.clean import CleanRules, clean, reason_against
@@ -244,12 +244,7 @@ class _Writer:
                     self._keep("hits", rows)
         with self._timed("tokenize"):
             encoded, counts = self._tokenizer.encode_all(batch.texts)
-            lengths = np.array(counts, np.int64) + 1
-            tokens = np.empty(len(encoded) + len(lengths), self._dtype)
-            is_bos = np.zeros(len(tokens), bool)
-            is_bos[np.cumsum(lengths) - lengths] = True
-            tokens[is_bos] = self._tokenizer.bos
-            tokens[~is_bos] = encoded
+            tokens, lengths = after_bos(encoded, counts, self._tokenizer.bos, self._dtype)
         with self._timed("write"):
             write(tokens.tobytes())
         self._keep("offsets", self._num_tokens + np.cumsum(lengths))

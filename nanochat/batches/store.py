@@ -40,6 +40,7 @@ __all__ = [
     "Store",
     "TokenStore",
     "Vocabulary",
+    "after_bos",
     "cache_place",
     "cached_store",
     "kept_store",
@@ -77,9 +78,7 @@ class Vocabulary(Protocol):
 class Encoder(Vocabulary, Protocol):
     """What a store needs of a tokenizer; `nanochat.tokenizer.tokenizer.Tokenizer` is one."""
 
-    def encode_arrays(
-        self, texts: Sequence[str], num_threads: int | None = None
-    ) -> list[npt.NDArray[np.uint32]]: ...
+    def encode_all(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], list[int]]: ...
 
 
 class HasText(Protocol):
@@ -195,7 +194,6 @@ def tokenize_corpus(
     tokenizer: Encoder,
     directory: Path,
     *,
-    num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> TokenStore:
     """Every document's tokens, <|bos|> first, in a new store at `directory`.
@@ -203,7 +201,6 @@ def tokenize_corpus(
     Memory: three chunks of CHUNK_CHARS characters and the tokens of one, whatever the corpus.
     Raises: DataError when there is no document, or the directory is taken.
     """
-    bos = np.array([tokenizer.bos], np.uint32)
     chunks = _chunks(documents, lambda document: len(document.text))
     with (
         _writing(directory, tokenizer, "documents") as writer,
@@ -211,16 +208,13 @@ def tokenize_corpus(
     ):
         for chunk in ahead:
             texts = [document.text for document in chunk]
-            encoded = tokenizer.encode_arrays(texts, num_threads)
-            kept = [tokens for tokens in encoded if len(tokens)]
+            encoded, counts = tokenizer.encode_all(texts)
+            kept = [count for count in counts if count]
             if kept:
-                together = np.concatenate([part for tokens in kept for part in (bos, tokens)])
-                writer.add_all(together, np.array([len(tokens) + 1 for tokens in kept], np.int64))
-            if len(kept) < len(encoded):
-                writer.counts["empty documents skipped"] += len(encoded) - len(kept)
-            writer.num_characters += sum(
-                len(text) for text, tokens in zip(texts, encoded, strict=True) if len(tokens)
-            )
+                writer.add_all(*after_bos(encoded, kept, tokenizer.bos, writer.dtype))
+            if len(kept) < len(texts):
+                writer.counts["empty documents skipped"] += len(texts) - len(kept)
+            writer.num_characters += sum(map(len, texts))
             if progress is not None:
                 progress(writer.num_documents, writer.num_tokens)
     return TokenStore.open(directory, tokenizer)
@@ -317,6 +311,22 @@ def kept_store(
 # ---------------------------------------------------------------------------------------- writing
 
 
+def after_bos(
+    encoded: npt.NDArray[np.uint32], counts: Sequence[int], bos: int, dtype: np.dtype[Any]
+) -> tuple[Tokens, Indices]:
+    """Documents' tokens one after another, and how many each has, with <|bos|> before each.
+
+    Shapes: (all tokens,), one count a document -> (all tokens + documents,), (documents,).
+    """
+    lengths = np.array(counts, np.int64) + 1
+    tokens = np.empty(len(encoded) + len(lengths), dtype)
+    is_bos = np.zeros(len(tokens), bool)
+    is_bos[np.cumsum(lengths) - lengths] = True
+    tokens[is_bos] = bos
+    tokens[~is_bos] = encoded
+    return tokens, lengths
+
+
 @contextlib.contextmanager
 def _writing(directory: Path, tokenizer: Vocabulary, kind: Kind) -> Iterator["_Writer"]:
     """A store under construction; it is at `directory` when the block ends without an exception."""
@@ -363,7 +373,7 @@ class _Writer:
         self._directory = directory
         self._tokenizer = tokenizer
         self._kind = kind
-        self._dtype = token_dtype(tokenizer.vocab_size)
+        self.dtype = token_dtype(tokenizer.vocab_size)
         self.counts: Counter[str] = Counter()
         self.num_documents = 0
         self.num_tokens = 0
@@ -374,7 +384,7 @@ class _Writer:
         self._files["offsets.bin"].write(np.zeros(1, np.int64))
 
     def add(self, tokens: list[int], mask: list[int] | None, num_characters: int) -> None:
-        self._files["tokens.bin"].write(np.array(tokens, self._dtype))
+        self._files["tokens.bin"].write(np.array(tokens, self.dtype))
         if mask is not None:
             self._files["mask.bin"].write(np.array(mask, np.uint8))
         self.num_tokens += len(tokens)
@@ -386,7 +396,7 @@ class _Writer:
     def add_all(self, tokens: Tokens, lengths: Indices) -> None:
         """Several documents, all of their tokens trained."""
         assert len(tokens) == lengths.sum(), f"{len(tokens)} tokens, lengths of {lengths.sum()}"
-        self._files["tokens.bin"].write(tokens.astype(self._dtype, copy=False))
+        self._files["tokens.bin"].write(tokens.astype(self.dtype, copy=False))
         self._files["offsets.bin"].write(self.num_tokens + np.cumsum(lengths, dtype=np.int64))
         self.num_tokens += len(tokens)
         self.num_documents += len(lengths)

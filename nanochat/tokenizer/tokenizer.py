@@ -17,11 +17,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,6 @@ _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _SAMPLED_RUN = re.compile(f"{_SPACE}{{{_LONG_RUN // _STRIDE - 1}}}")
 _RUN = re.compile(f"{_SPACE}{{{_LONG_RUN},}}")
 
-T = TypeVar("T")
 
 _GROUP_CHARS = 200_000  # encoded together by arrays
 _BATCH_SLICE = 64  # texts a thread takes at once: less than 1% of the time goes to handing them out
@@ -223,13 +222,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The tokens of each text.  num_threads None: one per processor, at most 8."""
-        return _in_threads(self.encode, texts, num_threads)
-
-    def encode_arrays(
-        self, texts: Sequence[str], num_threads: int | None = None
-    ) -> list[npt.NDArray[np.uint32]]:
-        """The tokens of each text as by `encode_array`; threads as in `encode_batch`."""
-        return _in_threads(self.encode_array, texts, num_threads)
+        num_threads = num_threads or min(8, os.cpu_count() or 1)
+        if num_threads == 1 or len(texts) <= 1:
+            return [self.encode(text) for text in texts]
+        num_texts = max(1, min(_BATCH_SLICE, len(texts) // num_threads))
+        slices = [texts[start : start + num_texts] for start in range(0, len(texts), num_texts)]
+        with ThreadPoolExecutor(num_threads) as threads:
+            encoded = threads.map(lambda part: [self.encode(text) for text in part], slices)
+            return list(itertools.chain.from_iterable(encoded))
 
     def _encode_long_runs(self, text: str) -> list[int]:
         tokens: list[int] = []
@@ -433,16 +433,3 @@ def _decoded(tokens: Sequence[str], path: Path) -> list[bytes]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _in_threads(
-    encode: Callable[[str], T], texts: Sequence[str], num_threads: int | None
-) -> list[T]:
-    num_threads = num_threads or min(8, os.cpu_count() or 1)
-    if num_threads == 1 or len(texts) <= 1:
-        return [encode(text) for text in texts]
-    num_texts = max(1, min(_BATCH_SLICE, len(texts) // num_threads))
-    slices = [texts[start : start + num_texts] for start in range(0, len(texts), num_texts)]
-    with ThreadPoolExecutor(num_threads) as threads:
-        encoded = threads.map(lambda part: [encode(text) for text in part], slices)
-        return list(itertools.chain.from_iterable(encoded))

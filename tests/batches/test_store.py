@@ -33,11 +33,10 @@ class RecordingEncoder:
         self.content_hash = f"hash of {vocab_size}"
         self.chunks: list[int] = []
 
-    def encode_arrays(
-        self, texts: Sequence[str], num_threads: int | None = None
-    ) -> list[npt.NDArray[np.uint32]]:
+    def encode_all(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], list[int]]:
         self.chunks.append(sum(map(len, texts)))
-        return [np.array([ord(character) for character in text], np.uint32) for text in texts]
+        encoded = [ord(character) for text in texts for character in text]
+        return np.array(encoded, np.uint32), [len(text) for text in texts]
 
 
 def documents(texts: Sequence[str]) -> list[Document]:
@@ -137,7 +136,7 @@ def test_memory_does_not_grow_with_the_corpus(
                 yield Document(f"{index:05d}" * 100, "test", index)
 
         tracemalloc.start()
-        tokenize_corpus(texts(), byte_tokenizer, tmp_path / f"of_{num_documents}", num_threads=1)
+        tokenize_corpus(texts(), byte_tokenizer, tmp_path / f"of_{num_documents}")
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used

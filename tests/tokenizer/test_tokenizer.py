@@ -67,8 +67,8 @@ def test_text_never_becomes_a_special_token(
     assert all(token < 503 for token in tokens)
     assert tokenizer.decode(tokens) == text
     assert tokenizer.encode_batch([text, text], num_threads=2) == [tokens, tokens]
-    arrays = tokenizer.encode_arrays([text, text], num_threads=2)
-    assert [array.tolist() for array in arrays] == [tokens, tokens]
+    together, counts = tokenizer.encode_all([text, text])
+    assert (together.tolist(), counts) == (tokens + tokens, [len(tokens)] * 2)
 
 
 @pytest.mark.req("FR-027")
