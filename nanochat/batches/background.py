@@ -28,7 +28,8 @@ from typing import IO
 import nanochat
 from nanochat.batches.chapter_writer import ChapterWriter, beginning
 from nanochat.batches.sources import Texts
-from nanochat.batches.store import kept_store, tokenize_corpus
+from nanochat.batches.store_cache import kept_store
+from nanochat.batches.store_writer import tokenize_corpus
 from nanochat.common import errors
 from nanochat.common.errors import NanochatError, TrainingError
 from nanochat.tokenizer.tokenizer import Tokenizer

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from nanochat.batches.store import Encoder, HasText, TokenStore, kept_store, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_cache import kept_store
+from nanochat.batches.store_writer import Encoder, HasText, tokenize_corpus
 from nanochat.common.files import read_json, write_json_atomically
 
 __all__ = [

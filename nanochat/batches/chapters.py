@@ -23,7 +23,8 @@ from typing import NamedTuple, Protocol
 
 from nanochat.batches.chapter_writer import chapter_name, ending_of, is_written
 from nanochat.batches.order import shuffled
-from nanochat.batches.store import Encoder, Indices, Mask, Store, Tokens, TokenStore
+from nanochat.batches.store import Indices, Mask, Store, Tokens, TokenStore
+from nanochat.batches.store_writer import Encoder
 
 __all__ = [
     "AHEAD",

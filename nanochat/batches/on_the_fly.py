@@ -24,7 +24,8 @@ from nanochat.batches.chapters import (
     chapters_fingerprint,
 )
 from nanochat.batches.sources import Texts, text_stores
-from nanochat.batches.store import Store, TokenStore, cache_place, kept_store
+from nanochat.batches.store import Store, TokenStore
+from nanochat.batches.store_cache import cache_place, kept_store
 from nanochat.common.files import home_dir
 from nanochat.corpus.files import ReadReport
 from nanochat.tokenizer.tokenizer import Tokenizer

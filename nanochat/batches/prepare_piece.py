@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanochat.batches.store import after_bos, token_dtype
+from nanochat.batches.store import token_dtype
+from nanochat.batches.store_writer import after_bos
 from nanochat.common.files import read_json, sync_directory, write_json_atomically
 from nanochat.corpus.pieces import Piece, place_of, read_span
 from nanochat.corpus.prepare.clean import CleanRules, clean, reason_against

@@ -19,7 +19,8 @@ from nanochat.batches.order import shuffled
 from nanochat.batches.prepare_duplicates import Pieces
 from nanochat.batches.prepare_piece import piece_directory
 from nanochat.batches.shards import Shard, TokenizerFacts, shard_directory
-from nanochat.batches.store import Indices, Tokens, TokenStore, token_dtype, write_tokens
+from nanochat.batches.store import Indices, Tokens, TokenStore, token_dtype
+from nanochat.batches.store_writer import write_tokens
 
 __all__ = ["ShardTask", "shard_tasks", "write_shard"]
 

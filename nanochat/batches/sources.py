@@ -17,13 +17,9 @@ from typing import Literal
 
 from nanochat.batches.chapter_writer import BEGINNING, Place
 from nanochat.batches.mixture import Mixture, Source, TokenizedStore
-from nanochat.batches.store import (
-    Store,
-    TokenStore,
-    cached_store,
-    tokenize_conversations,
-    tokenize_corpus,
-)
+from nanochat.batches.store import Store, TokenStore
+from nanochat.batches.store_cache import cached_store
+from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
 from nanochat.common.files import home_dir
 from nanochat.common.messages import Conversation
 from nanochat.corpus import world

@@ -11,7 +11,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from nanochat.bench.peer import peer_figures
 from nanochat.checkpoint.resolve import load
 from nanochat.common.errors import EvalError
 from nanochat.engine.engine import Engine
@@ -51,7 +51,7 @@ class CoreBench:
 def bench_core(bench: CoreBench) -> dict[str, Any]:
     """Seconds of both sides, by the clock and of all processors, and their ratios.
 
-    Raises: EvalError where the accuracies differ, or the peer fails.
+    Raises: EvalError where the accuracies differ; PeerFailed.
     """
     if bench.num_threads is not None:
         torch.set_num_threads(bench.num_threads)
@@ -131,13 +131,8 @@ def _theirs(bench: CoreBench, checkpoint: Path, paths: dict[str, Path]) -> dict[
             "NANOCHAT_DTYPE": "float32",
         }
         script = Path(__file__).with_name("peer_core.py")
-        done = subprocess.run(
-            [sys.executable, str(script), json.dumps(setting)],
-            env=environment, cwd=folder, capture_output=True, text=True,
-        )  # fmt: skip
-    if done.returncode:
-        raise EvalError(f"karpathy/nanochat failed: {done.stderr.strip().splitlines()[-1:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        command = [sys.executable, str(script), json.dumps(setting)]
+        answer: dict[str, Any] = peer_figures("the peer", command, environment, cwd=Path(folder))
     return answer
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,8 +36,8 @@ from nanochat.batches.on_the_fly import open_text
 from nanochat.batches.prepare import PrepareSettings, prepare
 from nanochat.batches.sources import Texts
 from nanochat.batches.stream import PackedStream
+from nanochat.bench.peer import peer_figures
 from nanochat.common.device import best_device, machine_name
-from nanochat.common.errors import TrainingError
 from nanochat.common.pool import num_cores, open_executor
 from nanochat.corpus.documents import read_documents
 from nanochat.tokenizer.load import load_tokenizer
@@ -48,7 +47,6 @@ from nanochat.tokenizer.train import train_tokenizer
 __all__ = ["DataBench", "bench_data", "main", "write_corpus"]
 
 ROW_GROUP_DOCUMENTS = 1024  # as in karpathy/nanochat's shards
-PEER_SECONDS = 1800
 MIN_DOCUMENT_CHARS = 200
 SAMPLE_CHARS = 60_000_000  # of the text that is given
 
@@ -229,7 +227,7 @@ def _on_the_fly(
 def _peer(bench: DataBench, folder: Path, tokenizer: Tokenizer, tokens: int) -> dict[str, Any]:
     """The peer's figures, from a process of its own.
 
-    Raises: TrainingError with the peer's last line if it fails.
+    Raises: PeerFailed with the peer's last line if it fails.
     """
     setting = {
         "ranks": str(folder / "tokenizer.tiktoken"),
@@ -241,7 +239,8 @@ def _peer(bench: DataBench, folder: Path, tokenizer: Tokenizer, tokens: int) -> 
     }
     script = Path(__file__).with_name("peer_data.py")
     environment = os.environ | {"PYTHONPATH": str(bench.peer), "NANOCHAT_BASE_DIR": str(folder)}
-    figures = _figures([sys.executable, str(script), json.dumps(setting)], environment)
+    command = [sys.executable, str(script), json.dumps(setting)]
+    figures = peer_figures("the peer", command, environment)
     return figures | {
         "tokens_per_s": figures["tokens"] / figures["wall_s"],
         "encoded_tokens_per_s": figures["encoded_tokens"] / figures["wall_s"],
@@ -257,7 +256,8 @@ def _vocabulary(bench: DataBench, shards: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"megabytes": bench.train_megabytes}
     for name, environment in (("all_cores", {}), ("one_core", {"RAYON_NUM_THREADS": "1"})):
         seconds = [
-            _figures(command, os.environ | environment)["wall_s"] for _ in range(bench.rounds)
+            peer_figures("training a vocabulary", command, os.environ | environment)["wall_s"]
+            for _ in range(bench.rounds)
         ]
         found[f"{name}_s"] = statistics.median(seconds)
     found["speedup"] = found["one_core_s"] / found["all_cores_s"]
@@ -277,22 +277,6 @@ def main(words: Sequence[str]) -> dict[str, float]:
     start_s = time.perf_counter()
     train_tokenizer(texts, int(vocab_size))
     return {"wall_s": time.perf_counter() - start_s}
-
-
-def _figures(command: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(
-        list(command),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PEER_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise TrainingError(f"{Path(command[1]).name} failed with code {done.returncode}: {last}")
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
 
 
 def _rank_lines(tokenizer: Tokenizer) -> Iterator[str]:

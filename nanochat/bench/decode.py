@@ -12,7 +12,6 @@ Read next: peer_decode.py, gguf.py; engine/forward.py (what is measured).
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanochat.bench.gguf import write_gguf
+from nanochat.bench.peer import PeerFailed, peer_figures
 from nanochat.checkpoint.reference_config import their_config
 from nanochat.common.device import best_device, machine_name
-from nanochat.common.errors import EngineError
 from nanochat.engine.blocks import BLOCK_TOKENS
 from nanochat.engine.forward import FormatName, Forward, Piece
 from nanochat.engine.kvmemory import KVMemory
@@ -38,7 +37,6 @@ from nanochat.model.gpt import GPT
 
 __all__ = ["DecodeBench", "bench_decode", "bits_per_byte_of", "memory_bandwidth"]
 
-PEER_SECONDS = 1800
 STRETCH_STEPS = 4  # of which the best stretch is made
 PROMPT_TOKENS = 100  # of the prompt whose first token is waited for
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
@@ -73,7 +71,7 @@ class DecodeBench:
 def bench_decode(bench: DecodeBench) -> dict[str, Any]:
     """Rows of ours and of each peer: batch_size, tokens_per_s, ttft_s, bandwidth_share; ratios.
 
-    Raises: EngineError with a peer's last line if it fails.
+    Raises: PeerFailed with a peer's last line if it fails.
     """
     device = best_device(bench.device)
     forward = _random_forward(bench, device)
@@ -279,7 +277,7 @@ def _peer_settings(
 def _peer(bench: DecodeBench, setting: dict[str, Any]) -> list[dict[str, Any]]:
     """A peer's rows, from a process of its own.
 
-    Raises: EngineError with its last line if it fails.
+    Raises: PeerFailed with its last line if it fails.
     """
     is_llama = setting["peer"] == "llama_cpp"
     interpreter = bench.llama_cpp_python if is_llama else Path(sys.executable)
@@ -290,19 +288,13 @@ def _peer(bench: DecodeBench, setting: dict[str, Any]) -> list[dict[str, Any]]:
             "NANOCHAT_DTYPE": setting["dtype"],
         }
     script = Path(__file__).with_name("peer_decode.py")
-    done = subprocess.run(
-        [str(interpreter), str(script), json.dumps(setting)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PEER_SECONDS,
-        check=False,
-    )
-    if done.returncode < 0 and setting.get("is_repacked"):
+    command = [str(interpreter), str(script), json.dumps(setting)]
+    try:
+        figures = peer_figures(f"the peer {setting['peer']}", command, environment)
+    except PeerFailed as failed:
+        if failed.signal is None or not setting.get("is_repacked"):
+            raise
         # Its AMX kernels end with a segmentation fault in some virtual machines; its others run.
-        logger.warning("llama.cpp ended by signal %d: without repacked weights", -done.returncode)
+        logger.warning("llama.cpp ended by signal %d: without repacked weights", failed.signal)
         return _peer(bench, setting | {"is_repacked": False})
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise EngineError(f"the peer {setting['peer']} failed with code {done.returncode}: {last}")
-    return [_row(measured) for measured in json.loads(done.stdout.strip().splitlines()[-1])]
+    return [_row(measured) for measured in figures]

@@ -13,7 +13,6 @@ Read next: peer_train.py (what the peer's process runs).
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from nanochat.batches.batch import Batch, micro_batches
+from nanochat.bench.peer import peer_figures
 from nanochat.checkpoint.reference import name_of
 from nanochat.checkpoint.reference_config import their_config
 from nanochat.common.device import (
@@ -33,7 +33,6 @@ from nanochat.common.device import (
     machine_name,
     peak_flops,
 )
-from nanochat.common.errors import TrainingError
 from nanochat.model.config import GPTConfig
 from nanochat.model.cost import train_flops_per_token, train_flops_per_token_causal
 from nanochat.model.gpt import GPT
@@ -42,8 +41,6 @@ from nanochat.train.loss import compile_loss_sum, loss_sum
 from nanochat.train.optim import RECIPES, Optimizer, Rates
 
 __all__ = ["TrainBench", "bench_train"]
-
-PEER_SECONDS = 1800  # a peer that compiles for longer than this is given up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,22 +117,12 @@ def _write_setting(bench: TrainBench, folder: Path) -> dict[str, Any]:
 def _peer(bench: TrainBench, setting: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The peer's figures, from a process of its own.
 
-    Raises: TrainingError with the peer's last line if it fails.
+    Raises: PeerFailed with the peer's last line if it fails.
     """
     script = Path(__file__).with_name("peer_train.py")
     environment = os.environ | {"NANOCHAT_DTYPE": dtype, "PYTHONPATH": str(bench.peer)}
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps(setting)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PEER_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise TrainingError(f"the peer at {bench.peer} failed with code {done.returncode}: {last}")
-    return _summary(bench, *json.loads(done.stdout.strip().splitlines()[-1]))
+    command = [sys.executable, str(script), json.dumps(setting)]
+    return _summary(bench, *peer_figures(f"the peer at {bench.peer}", command, environment))
 
 
 def _ours(bench: TrainBench, setting: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Files -> conversations.   in: .jsonl .json .csv .parquet .arrow   out: Conversation
-who calls: batches.store (through cli), evals
+who calls: batches.sources (through cli), evals
 
 Every record says by its keys which shape it has (shapes.py); the shapes found are reported by file.
 What training cannot use as it stands is mended or left out, and counted by reason in a ReadReport:

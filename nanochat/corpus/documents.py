@@ -1,11 +1,12 @@
 """Files -> documents.   in: .txt .md .jsonl .json .csv .parquet .arrow   out: Document
-who calls: tokenizer training and batches.store (through cli)
+who calls: tokenizer training, batches.sources (through cli)
 
 A line of JSON, an item of an array, a row of a table is one document: its `text` (or another
 column), or the value itself where that is a string.  A text file is one document too, unless it has
 lines of `<|endoftext|>` between its documents, or is long: then it is cut between paragraphs.
 Documents of nothing but white space are left out and counted.
-Read next: files.py (how they are opened), split.py (what is held out), batches/store.py (tokens).
+Read next: files.py (how they are opened), split.py (what is held out), batches/store_writer.py
+(tokens).
 """
 
 import codecs

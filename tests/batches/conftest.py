@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from nanochat.batches.sources import Texts
-from nanochat.batches.store import TokenStore, tokenize_conversations, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
 from nanochat.common.messages import Conversation, Message
 from nanochat.corpus.documents import Document
 from nanochat.tokenizer.chat import render_training

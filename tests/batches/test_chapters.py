@@ -28,7 +28,8 @@ from nanochat.batches.chapters import (
     wait_until,
 )
 from nanochat.batches.sources import Texts
-from nanochat.batches.store import TokenStore, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_writer import tokenize_corpus
 from nanochat.batches.stream import PackedStream
 from nanochat.common.errors import DataError
 from nanochat.corpus.documents import Document

@@ -9,7 +9,9 @@ from nanochat.batches import on_the_fly
 from nanochat.batches.chapters import Chapters
 from nanochat.batches.on_the_fly import OpenText, open_text
 from nanochat.batches.sources import Texts, text_stores
-from nanochat.batches.store import TokenStore, cache_place, kept_store, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_cache import cache_place, kept_store
+from nanochat.batches.store_writer import tokenize_corpus
 from nanochat.common.errors import DataError
 from nanochat.corpus.documents import Document
 from nanochat.corpus.files import ReadReport

@@ -19,7 +19,8 @@ from nanochat.batches.shards import (
     part_index,
     shard_directory,
 )
-from nanochat.batches.store import TokenStore, token_dtype, tokenize_corpus, write_tokens
+from nanochat.batches.store import TokenStore, token_dtype
+from nanochat.batches.store_writer import tokenize_corpus, write_tokens
 from nanochat.batches.stream import PackedStream
 from nanochat.common.errors import DataError
 from nanochat.corpus.documents import Document

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nanochat.batches import store as store_module
-from nanochat.batches.store import TokenStore, cached_store, tokenize_conversations, tokenize_corpus
+from nanochat.batches import store_writer
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_cache import cached_store
+from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
 from nanochat.common.errors import DataError
 from nanochat.common.messages import Message
 from nanochat.corpus.documents import Document
@@ -128,7 +130,7 @@ def test_fingerprint_says_what_the_tokens_are(
 def test_memory_does_not_grow_with_the_corpus(
     byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_CHARS", 20_000)
+    monkeypatch.setattr(store_writer, "CHUNK_CHARS", 20_000)
 
     def peak(num_documents: int) -> int:
         def texts() -> Iterator[Document]:
@@ -147,8 +149,8 @@ def test_memory_does_not_grow_with_the_corpus(
 
 @pytest.mark.req("FR-035")
 def test_text_is_encoded_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_CHARS", 100)
-    monkeypatch.setattr(store_module, "CHUNK_DOCUMENTS", 6)
+    monkeypatch.setattr(store_writer, "CHUNK_CHARS", 100)
+    monkeypatch.setattr(store_writer, "CHUNK_DOCUMENTS", 6)
     encoder = RecordingEncoder(300)
     seen: list[tuple[int, int]] = []
     texts = ["x" * 60] * 3 + ["y"] * 8
@@ -162,7 +164,7 @@ def test_text_is_encoded_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_progress_of_conversations(
     byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_DOCUMENTS", 2)
+    monkeypatch.setattr(store_writer, "CHUNK_DOCUMENTS", 2)
     seen: list[int] = []
     tokenize_conversations(
         [asked("Hi", "Hello")] * 5,

@@ -18,7 +18,8 @@ from nanochat.batches import stream as stream_module
 from nanochat.batches.batch import IGNORE, Batch
 from nanochat.batches.prefetch import prefetch, waited
 from nanochat.batches.rows import PackingReport, Rows
-from nanochat.batches.store import TokenStore, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_writer import tokenize_corpus
 from nanochat.batches.stream import ConversationStream, PackedStream, validation_batches
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.corpus.documents import Document

@@ -11,6 +11,7 @@ import pytest
 from nanochat.bench import core as bench
 from nanochat.bench import peer_core
 from nanochat.bench.core import CoreBench, bench_core
+from nanochat.bench.peer import PeerFailed
 from nanochat.common.errors import EvalError
 
 STAND_IN = """
@@ -47,7 +48,7 @@ def test_both_sides_are_timed_and_have_to_agree(
     assert found["ratio_of_seconds"] > 0
     with pytest.raises(EvalError, match="expected the same"):
         bench_core(CoreBench(peer=stand_in_peer(tmp_path / "b", 0.125), **asked))
-    with pytest.raises(EvalError, match="karpathy/nanochat failed"):
+    with pytest.raises(PeerFailed, match="the peer failed with code"):
         bench_core(CoreBench(peer=tmp_path / "nothing", **asked))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from nanochat.bench.data import DataBench, bench_data, write_corpus
+from nanochat.bench.peer import PeerFailed
 from nanochat.cli.bench_data import Config
 from nanochat.cli.main import main
-from nanochat.common.errors import ConfigError, TrainingError
+from nanochat.common.errors import ConfigError
 from nanochat.corpus.documents import read_documents
 
 pytestmark = pytest.mark.req("FR-068", "FR-034")
@@ -121,7 +122,7 @@ def test_the_verb_prints_figures(text: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_peer_that_fails_is_told(text: Path, peer: Path) -> None:
     (peer / "nanochat" / "dataloader.py").write_text("raise SystemError('not today')")
-    with pytest.raises(TrainingError, match=r"peer_data\.py failed with code 1: .*not today"):
+    with pytest.raises(PeerFailed, match=r"the peer failed with code 1: .*not today"):
         bench_data(bench(text, peer=peer))
 
 

@@ -13,9 +13,10 @@ import torch
 from nanochat.bench import peer_decode
 from nanochat.bench.decode import DecodeBench, bench_decode, bits_per_byte_of, memory_bandwidth
 from nanochat.bench.gguf import FORMATS, write_gguf
+from nanochat.bench.peer import PeerFailed
 from nanochat.cli.bench_decode import Config
 from nanochat.cli.main import main
-from nanochat.common.errors import ConfigError, EngineError
+from nanochat.common.errors import ConfigError
 from nanochat.engine.forward import Forward
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
@@ -97,7 +98,7 @@ def test_a_peer_that_fails(tmp_path: Path) -> None:
         depth=1, dtype="float32", batch_sizes=(1,), context=8, num_steps=1, vocab_size=300,
         device="cpu", peer_nanochat=folder,
     )  # fmt: skip
-    with pytest.raises(EngineError, match="no GPT today"):
+    with pytest.raises(PeerFailed, match="no GPT today"):
         bench_decode(bench)
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from nanochat.bench import peer_train
+from nanochat.bench.peer import PeerFailed
 from nanochat.bench.train import TrainBench, bench_train
 from nanochat.cli.bench_train import Config
 from nanochat.cli.main import main
-from nanochat.common.errors import ConfigError, TrainingError
+from nanochat.common.errors import ConfigError
 
 pytestmark = pytest.mark.req("FR-068", "FR-025")
 
@@ -131,7 +132,7 @@ def test_a_peer_starts_from_the_same_weights(
     drift = abs(result["ours"]["losses"][-1] / 5.0 - 1)
     assert result["ratios"]["loss_against_float32"] == pytest.approx(drift)
     (package / "gpt.py").write_text("raise RuntimeError('no GPT today')")
-    with pytest.raises(TrainingError, match="no GPT today"):
+    with pytest.raises(PeerFailed, match="no GPT today"):
         bench_train(_bench(peer=tmp_path))
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import nanochat
 from nanochat.batches.batch import IGNORE
-from nanochat.batches.store import TokenStore, tokenize_conversations, tokenize_corpus
+from nanochat.batches.store import TokenStore
+from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
 from nanochat.batches.stream import ConversationStream
 from nanochat.checkpoint.resolve import load
 from nanochat.common.errors import CheckpointError, ConfigError
