@@ -3,15 +3,15 @@ who calls: app.py
 
 Everything is read when the server starts, so no path from a request reaches the disk: hidden files,
 links that lead elsewhere and unknown kinds are left out.  A page made for a laxer server (karpathy/
-nanochat's ui.html is one file with its script inside) gets a policy of its own: the scripts that
-are in it may run, by their hash, and no others.
+nanochat's ui.html is one file with its script inside and onclick on its buttons) gets a policy of
+its own: the scripts and handlers that are in it may run, by their hash, and no others.
 Read next: page.py (our page), limits.py (the policy of everything else).
 """
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 from starlette.requests import Request
@@ -39,7 +39,6 @@ MEDIA_TYPES = {
 MAX_FILES = 500
 MAX_BYTES = 32 << 20
 LOGO = "logo.svg"  # what a page of one file may show
-SCRIPT = re.compile(rb"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL | re.I)
 # Where karpathy/nanochat's page looks for its server, unless it is told otherwise.
 OTHER_PORT = b"const API_URL = `http://${window.location.hostname}:8000`;"
 
@@ -103,15 +102,46 @@ def _route(place: str, content: bytes, kind: str) -> Route:
 
 def _policy(content: bytes) -> str:
     """What the page may do: its own scripts, any style, this server, and nobody else's anything."""
-    hashes = [
-        "'sha256-" + base64.b64encode(hashlib.sha256(match["text"]).digest()).decode() + "'"
-        for match in SCRIPT.finditer(content)
-        if b"src=" not in match["attributes"].lower()
-    ]
-    scripts = " ".join(["'self'", *hashes])
+    inline = _Inline(content)
+    sources = ["'self'", *map(_hash, inline.scripts)]
+    if inline.handlers:  # without the word, a browser looks for no handler among the hashes
+        sources += ["'unsafe-hashes'", *map(_hash, inline.handlers)]
+    scripts = " ".join(dict.fromkeys(sources))
     return (
         f"default-src 'none'; script-src {scripts}; "
         "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; "
         "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
+
+
+class _Inline(HTMLParser):
+    """The scripts inside a page and the values of its on* attributes, as a browser hashes them:
+    after newlines are made one character and references such as &amp; are read."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.handlers: list[str] = []
+        self._is_script = False
+        text = content.decode("utf-8-sig", errors="replace")
+        self.feed(text.replace("\r\n", "\n").replace("\r", "\n"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handlers += [value for name, value in attrs if name.startswith("on") and value]
+        self._is_script = tag == "script" and "src" not in dict(attrs)
+        if self._is_script:
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._is_script:
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_script = False
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

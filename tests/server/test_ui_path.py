@@ -60,6 +60,27 @@ def test_one_file_as_karpathys_runs_the_scripts_that_are_in_it_and_no_others(
     assert found.get("/other.txt").status_code == 404
 
 
+def digest_of(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+@pytest.mark.req("FR-049")
+def test_handlers_in_attributes_run_too_and_are_hashed_as_a_browser_reads_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "ui.html").write_bytes(
+        b"<button OnClick='send()'>Send</button><textarea onkeydown=\"a &amp;&amp; b(&quot;x&quot;)"
+        b"\"></textarea><p onclick='send()' once></p>\r\n<script type=module>\r\nlet a = '<b>';\r\n"
+        b"</script><script src=a.js onerror=late()></script>"
+    )
+    policy = client(tmp_path / "ui.html").get("/").headers["content-security-policy"]
+    script, *handlers = map(digest_of, ("\nlet a = '<b>';\n", "send()", 'a && b("x")', "late()"))
+    assert f"script-src 'self' {script} 'unsafe-hashes' {' '.join(handlers)};" in policy
+    (tmp_path / "ui.html").write_text("<p>onclick='x()'</p>")
+    policy = client(tmp_path / "ui.html").get("/").headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+
+
 def test_mistakes_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ConfigError, match="expected an HTML file, or a folder with index.html"):
