@@ -22,6 +22,8 @@ class Display:
     """One stage's progress.  On a terminal one line is rewritten; elsewhere a line is printed now
     and then.
 
+    `lr 0.01 (x0.500)` is the learning rate of the matrices and what the schedule makes of all
+    rates just now.
     `is_quiet` prints nothing: for tests and --json.
     """
 
@@ -35,6 +37,7 @@ class Display:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._log: TextIO | None = None
+        self._val_bpb: float | None = None
 
     @contextlib.contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
@@ -53,9 +56,9 @@ class Display:
         self._console.print(text, markup=False)
         self._write(text)
 
-    def start(self, stage: str, num_steps: int) -> None:
-        """A stage begins."""
-        self._stage, self._num_steps, self._last_s = stage, num_steps, 0.0
+    def start(self, stage: str, num_steps: int, lr: float) -> None:
+        """A stage begins; `lr` is the learning rate of the matrices before the schedule."""
+        self._stage, self._num_steps, self._lr, self._val_bpb = stage, num_steps, lr, None
         if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -67,13 +70,20 @@ class Display:
             self._progress.start()
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """One step is done; `metrics` is the row of metrics.jsonl."""
-        step = int(metrics["step"])
+        """One step is done; `metrics` is the row of metrics.jsonl.
+
+        A validation is always a line that stays; the live line shows the last one until the next.
+        """
+        step, measured = int(metrics["step"]), metrics.get("val_bpb")
+        self._val_bpb = self._val_bpb if measured is None else measured
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, line=_line(metrics, self._num_steps))
-        if step % self._log_every == 0 or step in (1, self._num_steps):
-            line = f"{self._stage} {_line(metrics, self._num_steps)}"
-            if self._progress is None:
+            self._progress.update(
+                self._task, completed=step, line=self._line(metrics, self._val_bpb)
+            )
+        is_due = step % self._log_every == 0 or step in (1, self._num_steps)
+        if is_due or measured is not None:
+            line = f"{self._stage} {self._line(metrics, measured)}"
+            if self._progress is None or measured is not None:
                 self.note(line)
             else:
                 self._write(line)
@@ -83,6 +93,19 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _line(self, metrics: Mapping[str, float], val_bpb: float | None) -> str:
+        parts = [
+            f"step {int(metrics['step'])}/{self._num_steps}",
+            f"loss {metrics['loss']:.4f}",
+            *([] if val_bpb is None else [f"val bpb {val_bpb:.4f}"]),
+            f"lr {self._lr * metrics['lr']:.2g} (x{metrics['lr']:.3f})",
+            f"{metrics['tokens_per_s']:,.0f} tok/s",
+            f"mfu {metrics['mfu']:.1%}",
+            f"mem {metrics['memory_bytes'] / 2**30:.1f} GiB",
+            f"eta {format_duration(metrics['eta_s'])}",
+        ]
+        return "  ".join(parts)
 
     def _write(self, text: str) -> None:
         if self._log is not None:
@@ -94,18 +117,3 @@ def format_duration(seconds: float) -> str:
     whole = int(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _line(metrics: Mapping[str, float], num_steps: int) -> str:
-    parts = [
-        f"step {int(metrics['step'])}/{num_steps}",
-        f"loss {metrics['loss']:.4f}",
-        f"lr x{metrics['lr']:.3f}",
-        f"{metrics['tokens_per_s']:,.0f} tok/s",
-        f"mfu {metrics['mfu']:.1%}",
-        f"mem {metrics['memory_bytes'] / 2**30:.1f} GiB",
-        f"eta {format_duration(metrics['eta_s'])}",
-    ]
-    if "val_bpb" in metrics:
-        parts.insert(2, f"val bpb {metrics['val_bpb']:.4f}")
-    return "  ".join(parts)

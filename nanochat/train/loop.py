@@ -141,7 +141,8 @@ def fit(stage: Stage) -> list[dict[str, float]]:
     keep_freed_memory()
     loop = _Loop(stage)
     stage.model.train()
-    stage.display.start(stage.name, stage.plan.num_steps)
+    lr = stage.optimizer.rates_by_role()["matrix"]
+    stage.display.start(stage.name, stage.plan.num_steps, lr)
     try:
         loop.run()
     finally:

@@ -147,8 +147,8 @@ class Recorder(Display):
         super().__init__(is_quiet=True)
         self.told: list[Any] = []
 
-    def start(self, stage: str, num_steps: int) -> None:
-        self.told.append((stage, num_steps))
+    def start(self, stage: str, num_steps: int, lr: float) -> None:
+        self.told.append((stage, num_steps, lr))
 
     def note(self, text: str) -> None:
         self.told.append(text)

@@ -36,22 +36,25 @@ def test_plain_lines_now_and_then() -> None:
     text = io.StringIO()
     display = Display(stream=text, log_every=10)
     display.note("a note with [brackets]")
-    display.start("pretrain", 25)
+    display.start("pretrain", 25, lr=0.02)
     for step in range(1, 26):
-        display.step(row(step, **({"val_bpb": 1.2345} if step == 20 else {})))
+        display.step(row(step, **({"val_bpb": 1.2345} if step == 17 else {})))
     display.stop()
     lines = text.getvalue().splitlines()
     assert lines[0] == "a note with [brackets]"
     assert [re.findall(r"step (\d+)/25", line) for line in lines[1:]] == [
         ["1"],
         ["10"],
+        ["17"],
         ["20"],
         ["25"],
     ]
     assert lines[1] == (
-        "pretrain step 1/25  loss 3.1416  lr x0.500  12,346 tok/s  mfu 43.2%  mem 3.0 GiB  eta 3:05"
+        "pretrain step 1/25  loss 3.1416  lr 0.01 (x0.500)  12,346 tok/s  mfu 43.2%  mem 3.0 GiB  "
+        "eta 3:05"
     )
     assert "loss 3.1416  val bpb 1.2345  lr" in lines[3]
+    assert "val bpb" not in lines[4], "measured at step 17 only"
     assert "\x1b" not in text.getvalue()
 
 
@@ -63,12 +66,15 @@ def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     text = Terminal()
     display = Display(stream=text)
-    display.start("sft", 5)
+    display.start("sft", 5, lr=0.02)
     for step in range(1, 6):
-        display.step(row(step))
+        display.step(row(step, **({"val_bpb": 1.2345} if step == 3 else {})))
     display.stop()
     display.stop()  # twice does no harm
     written = text.getvalue()
+    assert "sft step 3/5  loss 3.1416  val bpb 1.2345" in written, "a line that stays"
+    last_live_line = written[written.rindex("step 5/5") :]
+    assert last_live_line.startswith("step 5/5  loss 3.1416  val bpb 1.2345"), "the last one known"
     assert "step 5/5" in written and "12,346 tok/s" in written and "eta 3:05" in written
     assert "\x1b[2K" in written  # the line is taken away again
     display.note("after")
@@ -79,7 +85,7 @@ def test_quiet_is_quiet() -> None:
     for text in (io.StringIO(), Terminal()):
         display = Display(stream=text, is_quiet=True)
         display.note("nothing")
-        display.start("sft", 2)
+        display.start("sft", 2, lr=0.02)
         display.step(row(1))
         display.stop()
         assert text.getvalue() == ""
@@ -114,7 +120,7 @@ def test_lines_are_kept_in_a_file_too(tmp_path: Path) -> None:
         display = Display(stream=text, log_every=2)
         with display.logging_to(path):
             display.note("the plan")
-            display.start("sft", 5)
+            display.start("sft", 5, lr=0.02)
             for step in range(1, 6):
                 display.step(row(step))
             display.stop()

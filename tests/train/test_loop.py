@@ -235,5 +235,7 @@ def test_validation_that_was_missed_is_made_up_for(tmp_path: Path) -> None:
 
 def test_the_display_is_told() -> None:
     display = Recorder()
-    fit(stage_of(num_steps=3, display=display))
-    assert display.told == [("test", 3), 1, 2, 3, "stop"]
+    stage = stage_of(num_steps=3, display=display)
+    fit(stage)
+    lr = stage.optimizer.rates_by_role()["matrix"]
+    assert display.told == [("test", 3, lr), 1, 2, 3, "stop"]
