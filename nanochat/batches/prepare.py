@@ -29,6 +29,7 @@ from nanochat.batches.prepare_piece import (
     piece_facts,
     write_piece,
 )
+from nanochat.batches.prepare_place import check_place, check_settings
 from nanochat.batches.prepare_report import CorpusFacts, build_report
 from nanochat.batches.prepare_shards import shard_tasks, write_shard
 from nanochat.batches.shards import (
@@ -56,7 +57,7 @@ from nanochat.tokenizer.load import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.tokenizer.train import train_tokenizer
 
-__all__ = ["PrepareSettings", "Prepared", "ProgressOf", "begin_anew", "prepare"]
+__all__ = ["PrepareSettings", "Prepared", "ProgressOf", "prepare"]
 
 VERSION = 1  # raised when the same settings would give other tokens
 TOKENIZER_CHARS = 100_000_000  # of the training text are enough for a vocabulary
@@ -134,7 +135,7 @@ def prepare(
     Raises: DataError for what cannot be read, or where nothing is left; ConfigError where the
             directory holds something else, or was begun with other settings.
     """
-    _check_place(directory)
+    check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory / ".lock"):
         return _Preparation(settings, directory, executor, progress).run()
@@ -154,7 +155,7 @@ class _Preparation:
     def run(self) -> Prepared:
         split = _split(self._settings)
         settings = _identity(self._settings, split)
-        _check_settings(self._directory, settings)
+        check_settings(self._directory, settings)
         was_there = is_prepared(self._directory)
         if not was_there:
             self._make(split, settings)
@@ -361,45 +362,6 @@ def _state_of(path: Path) -> list[Any]:
     return [path.name, state.st_size, state.st_mtime_ns]
 
 
-def _check_place(directory: Path) -> None:
-    is_ours = (directory / "settings.json").is_file() or not directory.exists()
-    if is_ours:
-        return
-    if not directory.is_dir():
-        raise ConfigError(f"{directory} is a file, expected a directory to prepare in")
-    if any(path.name != ".lock" for path in directory.iterdir()):
-        raise ConfigError(
-            f"{directory} holds something else, expected an empty directory, or one that this "
-            "command has begun"
-        )
-
-
-def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
-    path = directory / "settings.json"
-    if not path.is_file():
-        return
-    before = read_json(path)
-    differing = [
-        _difference(name, before.get(name), settings.get(name))
-        for name in sorted({*before, *settings})
-        if before.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{directory} was begun with other settings: {'; '.join(differing)}; take another "
-            "directory, or begin anew with --overwrite"
-        )
-
-
-def _difference(name: str, before: Any, now: Any) -> str:
-    if name in ("files", "evaluation"):
-        names = [entry[0] for entry in now or [] if entry not in (before or [])]
-        gone = [entry[0] for entry in before or [] if entry not in (now or [])]
-        changed = ", ".join(list(dict.fromkeys(names + gone))[:3]) or "their order"
-        return f"{name} ({changed} changed)"
-    return f"{name} ({json.dumps(before)}, now {json.dumps(now)})"
-
-
 def _summed(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of all processes together."""
     names = dict.fromkeys(name for each in seconds for name in each)
@@ -412,13 +374,3 @@ def _why(pieces: Sequence[PieceFacts]) -> str:
         for reason, count in piece.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
     return "".join(f"; {count:,} {reason}" for reason, count in reasons.items())
-
-
-def begin_anew(directory: Path) -> None:
-    """Remove what was prepared, or begun, in a directory.
-
-    Raises: ConfigError where something else is in it.
-    """
-    _check_place(directory)
-    if directory.exists():
-        shutil.rmtree(directory)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.batches.mixture import Mixture, Source, TokenizedStore
+from nanochat.batches.prepare_place import is_begun
 from nanochat.batches.shards import PreparedStore, is_prepared
 from nanochat.common.errors import ConfigError, DataError
 
@@ -38,7 +39,7 @@ def open_prepared(
     """
     directories = [Path(each).expanduser() for each in data]
     for directory in directories:
-        if (directory / "settings.json").is_file() and not is_prepared(directory):
+        if is_begun(directory) and not is_prepared(directory):
             raise DataError(
                 f"{directory} is being prepared, or was stopped: the same nanochat data prepare "
                 "goes on with it"

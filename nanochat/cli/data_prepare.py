@@ -94,7 +94,8 @@ def run(config: Config) -> int:
     Raises: DataError for the text; ConfigError for settings, and where the directory was begun with
             others.
     """
-    from nanochat.batches.prepare import begin_anew, prepare
+    from nanochat.batches.prepare import prepare
+    from nanochat.batches.prepare_place import begin_anew
     from nanochat.common.files import home_dir
     from nanochat.common.pool import open_executor
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.batches import prepare as prepare_module
-from nanochat.batches.prepare import Prepared, PrepareSettings, begin_anew, prepare
+from nanochat.batches.prepare import Prepared, PrepareSettings, prepare
+from nanochat.batches.prepare_place import begin_anew
 from nanochat.batches.prepare_report import report_lines
 from nanochat.batches.shards import PreparedStore
 from nanochat.common.errors import ConfigError, DataError
@@ -283,19 +284,6 @@ def test_changed_files_are_refused_by_name(corpus: Corpus, tmp_path: Path) -> No
         prepare(settings, tmp_path / "it", InTurn())
     begin_anew(tmp_path / "it")
     assert prepare(settings, tmp_path / "it", InTurn()).train.num_documents > 100
-
-
-def test_a_directory_with_something_else_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    for refused in (
-        lambda: prepare(corpus.settings(), tmp_path, InTurn()),
-        lambda: begin_anew(tmp_path),
-    ):
-        with pytest.raises(ConfigError, match="holds something else"):
-            refused()
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
-    with pytest.raises(ConfigError, match="is a file"):
-        prepare(corpus.settings(), tmp_path / "thesis.txt", InTurn())
 
 
 def test_contaminated_documents_can_be_removed(

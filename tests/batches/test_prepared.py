@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         open_prepared([one], ["v.txt"])
     with pytest.raises(DataError, match="was prepared with tokenizer"):
         open_prepared([one], [], "another")
-    (tmp_path / "settings.json").write_text("{}")
+    shutil.copy(folder / "one" / "settings.json", tmp_path)
     with pytest.raises(DataError, match="is being prepared, or was stopped"):
         open_prepared([str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["{}", '{"version": 2, "rules": "strict"}', "[1]", "not JSON"])
+def test_text_beside_another_programs_settings_is_raw(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    (tmp_path / "a.txt").write_text("some text")
+    assert open_prepared([str(tmp_path)]) is None
