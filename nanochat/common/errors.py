@@ -12,6 +12,7 @@
         Overloaded                   the queue is full
         Unavailable                  nothing is served now: loading, or about to stop
         DeadlineExceeded             the answer took longer than it may
+        Overflowed                   the model's numbers are none any more
         Aborted                      the answer was given up
           ClientLeft                 because nobody waits for it any more
       EvalError(RuntimeError)        a task that cannot be scored
@@ -34,6 +35,7 @@ __all__ = [
     "EngineError",
     "EvalError",
     "NanochatError",
+    "Overflowed",
     "Overloaded",
     "RequestTooLong",
     "SandboxError",
@@ -106,6 +108,10 @@ class Unavailable(EngineError):
 
 class DeadlineExceeded(EngineError):
     """The answer took longer than it may; the API answers 504."""
+
+
+class Overflowed(EngineError):
+    """The model's numbers are none any more; asking again gives the same."""
 
 
 class Aborted(EngineError):

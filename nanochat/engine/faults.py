@@ -7,7 +7,7 @@ Read next: engine.py.
 from typing import NamedTuple
 
 from nanochat.common.device import is_out_of_memory
-from nanochat.common.errors import EngineError, NanochatError
+from nanochat.common.errors import EngineError, NanochatError, Overflowed
 from nanochat.engine.answer import Answer
 
 __all__ = ["Load", "explained", "overflowed"]
@@ -31,10 +31,10 @@ class Load(NamedTuple):
         )
 
 
-def overflowed(answer: Answer) -> EngineError:
+def overflowed(answer: Answer) -> Overflowed:
     """The model's numbers are none any more."""
     num_tokens = len(answer.sequence.tokens) - 1  # the last is the one that could not be chosen
-    return EngineError(
+    return Overflowed(
         f"the model's numbers overflowed after {num_tokens} tokens: its weights "
         "may be damaged; try --dtype float32"
     )

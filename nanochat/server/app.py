@@ -30,6 +30,7 @@ from nanochat.server.errors import (
     ApiError,
     error_body,
     http_error,
+    retry_headers,
     to_api_error,
     validation_error,
 )
@@ -139,7 +140,7 @@ def _add_model_routes(app: FastAPI, serving: Serving) -> None:
 
 def _on_error(request: Request, error: Exception) -> Response:
     """Every exception that no route has turned into an answer, the framework's own included."""
-    headers: dict[str, Any] = {}
+    headers: dict[str, Any] = retry_headers(error)
     if isinstance(error, RequestValidationError):
         answer = validation_error(error.errors())
     elif isinstance(error, HTTPException):
@@ -147,6 +148,4 @@ def _on_error(request: Request, error: Exception) -> Response:
         headers |= error.headers or {}
     else:
         answer = to_api_error(error)
-    if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
-        headers["Retry-After"] = str(retry_after_s)
     return JSONResponse(error_body(answer), answer.status, headers)

@@ -22,6 +22,7 @@ from nanochat.common.errors import (
     DataError,
     DeadlineExceeded,
     NanochatError,
+    Overflowed,
     Overloaded,
     RequestTooLong,
     TokenizerError,
@@ -35,6 +36,7 @@ __all__ = [
     "ErrorMembers",
     "error_body",
     "http_error",
+    "retry_headers",
     "shown",
     "to_api_error",
     "validation_error",
@@ -112,6 +114,18 @@ def to_api_error(error: Exception, param: str | None = None) -> ApiError:
             return ApiError(answer.status, str(error), answer.code, kind=answer.kind, param=named)
     message = "The server had an error while processing your request."
     return ApiError(500, message, "internal_error", kind="server_error")
+
+
+# Asking again gives the same and costs the same: openai-python repeats a 5xx twice unless told not.
+FINAL = (DeadlineExceeded, Overflowed)
+
+
+def retry_headers(error: Exception) -> dict[str, str]:
+    """What tells a client whether to ask again, and when."""
+    headers = {"x-should-retry": "false"} if isinstance(error, FINAL) else {}
+    if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return headers
 
 
 # Statuses that the framework answers by itself, and their codes.

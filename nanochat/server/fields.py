@@ -6,8 +6,9 @@ who calls: requests.py
     Stops     a string, or up to 16                 -> a tuple
     Bias      {"123": -5}                           -> {123: -5.0}
     Tools     [{"type": "calculator"}]              -> whether the calculator is asked for
+    ToolChoice  "none", "auto" or nothing           -> the same
     Tokens    [5, 6.0]                              -> (5, 6)
-Each has its JSON schema beside it, which says the same; tests/server/test_schema.py holds them
+Each has its JSON schema beside it, which says the same; tests/server/test_fuzz.py holds them
 together.
 Read next: requests.py.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "Prompts",
     "Stops",
     "Tokens",
+    "ToolChoice",
     "Tools",
     "whole_of",
 ]
@@ -37,6 +39,7 @@ CALCULATOR = "calculator"
 MAX_BIAS = 100
 MAX_PARTS = 1024
 MAX_TOOLS = 128
+TOOL_CHOICES = ("none", "auto")
 MAX_TOKEN_DIGITS = 9
 
 
@@ -151,6 +154,19 @@ def _tools_of(tools: Any) -> bool:
     return True
 
 
+def _tool_choice_of(choice: Any) -> str | None:
+    """OpenAI's other choices would have a client's own tools called; a field of its own, so that
+    whose `tools` they are is checked before."""
+    if choice == "required" or isinstance(choice, Mapping):
+        raise PydanticCustomError(
+            "unsupported_value",
+            "the model decides by itself when to compute: expected 'none' or 'auto'",
+        )
+    if choice is not None and choice not in TOOL_CHOICES:
+        raise PydanticCustomError("invalid_value", "expected 'none' or 'auto'")
+    return None if choice is None else str(choice)
+
+
 def _part(kind: str) -> dict[str, Any]:
     properties = {"type": {"const": kind}, kind: {"type": "string"}}
     return {"type": "object", "required": ["type", kind], "properties": properties}
@@ -250,4 +266,9 @@ Tools = Annotated[
             ]
         }
     ),
+]
+ToolChoice = Annotated[
+    str | None,
+    PlainValidator(_tool_choice_of),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": list(TOOL_CHOICES)}, NULL]}),
 ]

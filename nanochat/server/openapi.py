@@ -4,8 +4,7 @@ who calls: app.py
 FastAPI writes most of it from the types; here it learns what it cannot know: the models that are
 served, the size of their vocabulary, the stream beside the JSON, and that every error has the same
 body.
-Read next: requests.py and responses.py (the types), tests/server/test_schemathesis.py (who reads
-it).
+Read next: requests.py and responses.py (the types), tests/server/test_fuzz.py (who reads it).
 """
 
 from collections.abc import Mapping

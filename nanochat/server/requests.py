@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from nanochat.engine.request import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
-from nanochat.server.fields import Bias, Content, Prompts, Stops, Tokens, Tools, whole_of
+from nanochat.server.fields import (
+    Bias,
+    Content,
+    Prompts,
+    Stops,
+    Tokens,
+    ToolChoice,
+    Tools,
+    whole_of,
+)
 
 __all__ = [
     "CacheControl",
@@ -223,16 +232,12 @@ class ChatRequest(SampledRequest):
     tools: Tools = False
     """The calculator of this server, {"type": "calculator"}; what it computes is then told in the
     answer.  None: it is used where the model was taught to, and not told."""
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice = None
     """none: without the calculator."""
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_supported(cls, data: Any) -> Any:
-        choice = data.get("tool_choice") if isinstance(data, Mapping) else None
-        if choice == "required" or isinstance(choice, Mapping):
-            message = "the model decides by itself when to compute: expected 'none' or 'auto'"
-            raise _problem("unsupported_value", message, "tool_choice")
         return _neutral(data, NEUTRAL)
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanochat.checkpoint.resolve import load
-from nanochat.common.errors import EngineError, RequestTooLong, TokenizerError
+from nanochat.common.errors import EngineError, Overflowed, RequestTooLong, TokenizerError
 from nanochat.engine.admission import MAX_SLIDE_CONTEXTS
 from nanochat.engine.engine import Engine
 from nanochat.engine.request import NO_TOKEN, Request, TokenEvent
@@ -381,7 +381,7 @@ def test_numbers_that_overflow_end_their_own_request_only(
     engine = Engine(model, tiny_tokenizer)
     bad = engine.stream(ask([1, broken, 2]))
     [answer] = engine.generate([good])
-    with pytest.raises(EngineError, match="overflowed after 3 tokens"):
+    with pytest.raises(Overflowed, match="overflowed after 3 tokens"):
         list(bad)
     assert_greedy(model, good.prompt_tokens, tokens_of(answer))
 

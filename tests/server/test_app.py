@@ -15,7 +15,9 @@ from nanochat.common.errors import (
     ClientLeft,
     ConfigError,
     DataError,
+    DeadlineExceeded,
     EngineError,
+    Overflowed,
     Overloaded,
     RequestTooLong,
     TokenizerError,
@@ -233,6 +235,10 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}]
         ({"tools": {}}, "invalid_type", "tools"),
         ({"tools": [FUNCTION]}, "unsupported_value", "tools"),
         ({"tools": [CALCULATOR, FUNCTION]}, "unsupported_value", "tools"),
+        ({"tools": [FUNCTION], "tool_choice": "required"}, "unsupported_value", "tools"),
+        ({"tools": [FUNCTION], "tool_choice": FUNCTION}, "unsupported_value", "tools"),
+        ({"tool_choice": "required"}, "unsupported_value", "tool_choice"),
+        ({"tool_choice": 5}, "invalid_value", "tool_choice"),
         ({"tool_choice": "auto"}, "invalid_value", "tool_choice"),
         ({"tool_choice": "maybe"}, "invalid_value", "tool_choice"),
         ({"tools": [CALCULATOR], "tool_choice": "required"}, "unsupported_value", "tool_choice"),
@@ -337,6 +343,8 @@ def test_a_conversation_beyond_the_context_is_refused_with_the_numbers(client: T
         (ConfigError("x"), 400, "invalid_value", None),
         (TokenizerError("x"), 400, "invalid_value", None),
         (EngineError("x"), 500, "engine_error", None),
+        (DeadlineExceeded("x"), 504, "deadline_exceeded", None),
+        (Overflowed("x"), 500, "engine_error", None),
         (KeyError("secret"), 500, "internal_error", None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
@@ -356,6 +364,8 @@ def test_one_table_maps_errors_to_status(
         message = assert_error(response, status, code, param)
         assert message == "x" if not isinstance(error, KeyError) else "secret" not in message
         assert response.headers.get("retry-after") == ("1" if status == 429 else None)
+        is_final = isinstance(error, DeadlineExceeded | Overflowed)  # else the client asks again
+        assert response.headers.get("x-should-retry") == ("false" if is_final else None)
     assert client.get("/health").json()["num_active"] == 0
 
 
