@@ -1,19 +1,21 @@
 """A checkpoint -> the checkpoints it came from.   in: a directory   out: Ancestors, youngest first
-who calls: cli/show.py
+who calls: cli/show.py, train
 
 state.json names the checkpoint that a stage began from.  Where a home was moved, the name leads
 nowhere, so the same run, stage and step are looked for in the home of the checkpoint at hand.
 Read next: format.py (state.json), resolve.py (what runs are).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nanochat.checkpoint.format import STATE
+from nanochat.checkpoint.format import STATE, find_steps
 from nanochat.checkpoint.manifest import read_object
 from nanochat.common.errors import CheckpointError
 
-__all__ = ["Ancestor", "lineage", "run_of"]
+__all__ = ["Ancestor", "import_in", "is_import", "lineage", "run_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,25 @@ def lineage(directory: Path) -> list[Ancestor]:
         parent = state.get("parent")
         path = _found(Path(parent), directory) if isinstance(parent, str) and parent else None
     return line
+
+
+def import_in(stage: Path) -> Path | None:
+    """The newest checkpoint of a stage that began with an import; None of any other stage.
+
+    One whose state cannot be read is passed over.
+    """
+    for path in reversed(find_steps(stage).values()):
+        try:
+            state = read_object(path / STATE)
+        except CheckpointError:
+            continue
+        return path if "imported" in state else None
+    return None
+
+
+def is_import(state: Mapping[str, Any]) -> bool:
+    """Whether a state.json is as `nanochat import` writes it: no training has gone on from it."""
+    return "imported" in state and "progress" not in state
 
 
 def run_of(path: Path) -> tuple[str, str] | None:

@@ -146,7 +146,7 @@ def _vocab_size(config: Config, texts: Sequence["Text"]) -> int:
 
 
 def _tokenizer(config: Config, texts: Sequence["Text"]) -> "Tokenizer":
-    """The one named, that of the prepared text, or one trained on the texts, of each as much."""
+    """That of `_tokenizer_path`, or one trained on the texts, of each as much."""
     from nanochat.batches.chapter_writer import beginning
     from nanochat.batches.sources import Texts
     from nanochat.tokenizer.load import load_tokenizer
@@ -162,11 +162,18 @@ def _tokenizer(config: Config, texts: Sequence["Text"]) -> "Tokenizer":
 
 
 def _tokenizer_path(config: Config, texts: Sequence["Text"]) -> Path | None:
-    """None where one is to be trained."""
+    """The one named, that of the prepared text, or an imported model's; None where one is to be
+    trained."""
     from nanochat.batches.prepared import PreparedText
+    from nanochat.checkpoint.format import TOKENIZER
+    from nanochat.train.pretrain import imported_checkpoint
 
-    prepared = (text.tokenizer for text in texts if isinstance(text, PreparedText))
-    return Path(config.tokenizer) if config.tokenizer is not None else next(prepared, None)
+    if config.tokenizer is not None:
+        return Path(config.tokenizer)
+    if prepared := next((text.tokenizer for text in texts if isinstance(text, PreparedText)), None):
+        return prepared
+    imported = imported_checkpoint(config)
+    return None if imported is None else imported / TOKENIZER
 
 
 def _hash_of(tokenizer: str | Path | None) -> str | None:

@@ -15,12 +15,11 @@ from nanochat.batches.stream import ConversationStream, validation_batches
 from nanochat.checkpoint.resolve import read, resolve, restore
 from nanochat.common.device import best_device
 from nanochat.common.errors import ConfigError
-from nanochat.model.config import Generation, GPTConfig
 from nanochat.train.config import MidtrainConfig
 from nanochat.train.display import Display
 from nanochat.train.loss import bits_per_byte
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
-from nanochat.train.recipes import RECIPES
+from nanochat.train.recipes import RECIPES, generation_of
 from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, prepared, train_stage
 
 __all__ = ["ChatStage", "epochs_of", "run_of", "train_on_conversations"]
@@ -75,7 +74,7 @@ def train_on_conversations(
         )
     if not plan.is_sharded:
         model = model.to(best_device(config.device))
-    optimizer = prepared(config, plan, model, RECIPES[_generation(model.config)])
+    optimizer = prepared(config, plan, model, RECIPES[generation_of(model.config)])
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)
 
@@ -112,12 +111,3 @@ def run_of(reference: str) -> str:
     if not run or Path(reference).expanduser().is_dir():
         raise ConfigError(f"model {reference!r} is a directory: name the run to write with --run")
     return run
-
-
-def _generation(config: GPTConfig) -> Generation:
-    """Whose optimizer fits a model: decided by what it has."""
-    if config.smear_channels is not None:
-        return "v5"
-    if config.value_embedding is not None:
-        return "v4" if config.qk_scale != 1.0 else "v3"
-    return "v2" if config.residual_lambdas else "v1"

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.common.dist import World
 from nanochat.model.gpt import GPT
-from nanochat.train.moments import MOMENTS, check_state, moment_shape
+from nanochat.train.moments import MOMENTS, complete_state, moment_shape
 from nanochat.train.muon import MuonStep, muon_apply, muon_direction
 from nanochat.train.recipes import ADAM_EPS, OptimizerRecipe, Rates, Role, rates_of, role_of
 from nanochat.train.sharding import Gathered, owners, rows_of
@@ -192,7 +192,7 @@ class ShardedOptimizer:
 
         Raises: CheckpointError naming moments that are missing or have another shape.
         """
-        check_state(state, {name: each.shape for name, each in self._parameters.items()})
+        state = complete_state(state, {name: each.shape for name, each in self._parameters.items()})
         self._num_updates.fill_(float(state["num_steps"]))
         for group in self._adam.param_groups:
             for name in group["names"]:

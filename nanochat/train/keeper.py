@@ -7,11 +7,15 @@ Read next: checkpoint/saver.py (writing in the background), progress.py (what is
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from nanochat.checkpoint.format import Checkpoint, load_checkpoint, newest_valid
+from nanochat.checkpoint.lineage import is_import
 from nanochat.checkpoint.saver import Saver
 from nanochat.common.dist import World
 from nanochat.common.errors import CheckpointError, ConfigError
@@ -43,6 +47,8 @@ class RunKeeper:
     saver: Saver
     world: World
     display: Display
+    came_from: dict[str, Any] = field(default_factory=dict, init=False)
+    """Of a run that began with an import, what state.json says of it."""
 
     def save(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """The run as it is now, copied; written in the background by the first rank.
@@ -60,6 +66,7 @@ class RunKeeper:
             return
         state = {
             **self.about,
+            **self.came_from,
             "step": progress.step,
             "metrics": to_plain(metrics),
             "progress": replace(progress, last_row=metrics).to_json(),
@@ -95,24 +102,70 @@ class RunKeeper:
     def resume(self, *, allow_changed: bool) -> Progress | None:
         """The same; refuses to go on where the run began with other settings.
 
-        Raises: ConfigError naming what differs.
+        Raises: ConfigError naming what differs; of weights of another model, and where the run is
+                past the plan's end, also with `allow_changed`.
         """
         found = newest_valid(self.directory, on_refused=self._say_refused)
         if found is None:
             return None
-        step, path = found
+        _, path = found
         checkpoint = load_checkpoint(path, with_optimizer=True, with_hashes=False)  # just verified
-        if checkpoint.optimizer is None:
-            raise CheckpointError(f"{path}: has no moments to go on with")
-        differs = differences(checkpoint.state.get("identity", {}), self.identity)
+        state = checkpoint.state
+        if is_import(state):
+            progress = Progress(step=int(state.get("step", 0)))
+        else:
+            progress = Progress.from_json(state.get("progress", {}))
+        self._check(checkpoint, progress, allow_changed=allow_changed)
+        self.optimizer.load_masters(checkpoint.weights)
+        self.optimizer.load_state(self._moments(checkpoint, path))
+        if "imported" in state:
+            parent = str(path.absolute()) if is_import(state) else state.get("parent")
+            self.came_from.update(imported=state["imported"], parent=parent)
+        return progress
+
+    def _check(self, checkpoint: Checkpoint, progress: Progress, *, allow_changed: bool) -> None:
+        """Raises: ConfigError as `resume` does."""
+        before, now = checkpoint.state.get("identity", {}), self.identity
+        if is_import(checkpoint.state):  # another program's plan and data are not known
+            before = {"model": _plain(checkpoint.config.to_json()), "parent": None}
+            before["tokenizer"] = checkpoint.tokenizer.content_hash
+            now = {name: self.identity.get(name) for name in before}
+        differs = differences(before, now)
+        again = "Give the same again, --overwrite to begin anew, or another --run"
+        if not self._fits(checkpoint):
+            named = [line for line in differs if line.startswith("model.")] or ["other tensors"]
+            raise ConfigError(
+                f"{self.directory} holds the weights of another model: {'; '.join(named)}. {again}"
+            )
+        num_steps = int(self.identity["plan"]["num_steps"])
+        least = progress.step + is_import(checkpoint.state)
+        if num_steps < least:
+            raise ConfigError(
+                f"{self.directory} has come to step {progress.step}, and the plan ends after "
+                f"{num_steps}: expected --num-steps of at least {least}. {again}"
+            )
         if differs and not allow_changed:
             raise ConfigError(
                 f"{self.directory} was begun otherwise: {'; '.join(differs)}. Give the same again, "
                 "or --allow-changed to go on all the same, --overwrite to begin anew, another --run"
             )
-        self.optimizer.load_masters(checkpoint.weights)
-        self.optimizer.load_state(checkpoint.optimizer)
-        return Progress.from_json(checkpoint.state.get("progress", {}))
+
+    def _fits(self, checkpoint: Checkpoint) -> bool:
+        """Whether the weights have the names and shapes of the model's."""
+        shapes = {name: tuple(weight.shape) for name, weight in self.model.named_parameters()}
+        return shapes == {n: tuple(weight.shape) for n, weight in checkpoint.weights.items()}
+
+    def _moments(self, checkpoint: Checkpoint, path: Path) -> Mapping[str, Tensor]:
+        """Those of the checkpoint; none yet where an import brought none, with a line that says so.
+
+        Raises: CheckpointError where the run itself saved none.
+        """
+        if checkpoint.optimizer is not None:
+            return checkpoint.optimizer
+        if not is_import(checkpoint.state):
+            raise CheckpointError(f"{path}: has no moments to go on with")
+        self.display.note(f"  {path.name} was imported without moments: its weights alone go on")
+        return {"num_steps": torch.tensor(0)}
 
     def _say_refused(self, path: Path, error: CheckpointError) -> None:
         self.display.note(f"  {path.name} is passed over: {error}")
@@ -154,6 +207,12 @@ def _differing(
             yield from _differing(a, b, f"{prefix}{name}.")
         elif a != b:
             yield f"{prefix}{name}", a, b
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
 
 
 def _short(value: object) -> str:

@@ -7,12 +7,13 @@ Read next: optim.py.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nanochat.common.errors import CheckpointError
 from nanochat.train.recipes import role_of
 
-__all__ = ["MOMENTS", "check_state", "moment_shape"]
+__all__ = ["MOMENTS", "complete_state", "moment_shape"]
 
 MOMENTS = ("first", "second")
 
@@ -25,8 +26,11 @@ def moment_shape(name: str, which: str, shape: tuple[int, ...]) -> tuple[int, ..
     return (rows, 1) if rows >= columns else (1, columns)
 
 
-def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Nothing, if a state has all moments of weights of these shapes.
+def complete_state(
+    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Tensor]:
+    """A state with all moments of weights of these shapes; before the first update, when AdamW has
+    made none, those that are missing are zeros, which take no memory.
 
     Raises: CheckpointError naming moments that are missing or have another shape.
     """
@@ -35,8 +39,12 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
         for name, shape in shapes.items()
         for which in MOMENTS
     }
-    if missing := sorted({"num_steps", *expected} - set(state)):
+    missing = sorted({"num_steps", *expected} - set(state))
+    if missing and ("num_steps" in missing or int(state["num_steps"]) > 0):
         raise CheckpointError(f"optimizer state lacks {len(missing)} moments, such as {missing[0]}")
     for key, shape in expected.items():
-        if (found := tuple(state[key].shape)) != shape:
+        if key in state and (found := tuple(state[key].shape)) != shape:
             raise CheckpointError(f"optimizer state {key} has shape {found}, expected {shape}")
+    if not missing:
+        return state
+    return {**state, **{key: torch.zeros(()).expand(expected[key]) for key in missing}}

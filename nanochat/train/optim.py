@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nanochat.common.dist import World
 from nanochat.model.gpt import GPT
-from nanochat.train.moments import MOMENTS, check_state, moment_shape
+from nanochat.train.moments import MOMENTS, complete_state, moment_shape
 from nanochat.train.muon import MuonStep, muon_update
 from nanochat.train.pieces import Piece, Storage, cut_pieces, names_by_storage
 from nanochat.train.recipes import (
@@ -250,7 +250,7 @@ class Optimizer:
 
         Raises: CheckpointError naming moments that are missing or have another shape.
         """
-        check_state(state, {name: grads.shape for name, grads in self._grads.items()})
+        state = complete_state(state, {name: grads.shape for name, grads in self._grads.items()})
         self._num_updates.fill_(float(state["num_steps"]))
         for piece in self._own:
             assert piece.master is not None

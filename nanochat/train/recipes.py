@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nanochat.model.config import Generation
+from nanochat.model.config import Generation, GPTConfig
 from nanochat.train.muon import MuonRecipe
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "OptimizerRecipe",
     "Rates",
     "Role",
+    "generation_of",
     "rates_of",
     "role_of",
 ]
@@ -128,6 +129,15 @@ def role_of(name: str) -> Role:
             return "smear"
     assert name.startswith("blocks."), f"no role for {name}"
     return "matrix"
+
+
+def generation_of(config: GPTConfig) -> Generation:
+    """Whose optimizer fits a model: decided by what it has."""
+    if config.smear_channels is not None:
+        return "v5"
+    if config.value_embedding is not None:
+        return "v4" if config.qk_scale != 1.0 else "v3"
+    return "v2" if config.residual_lambdas else "v1"
 
 
 def rates_of(

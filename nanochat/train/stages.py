@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 import nanochat
-from nanochat.checkpoint.format import find_steps, is_finished
+from nanochat.checkpoint.format import STATE, find_steps, is_finished
+from nanochat.checkpoint.lineage import import_in, is_import
+from nanochat.checkpoint.manifest import read_object
 from nanochat.checkpoint.resolve import STAGES, run_directory
 from nanochat.checkpoint.saver import Retention, Saver
 from nanochat.common.config import to_json_dict
@@ -138,15 +140,25 @@ def open_stage(config: StageConfig, run: str, stage: str) -> Path:
     world = current_world()
     with world.first_alone():
         # torchrun starts the same command again after a failure: what it wrote is gone on with.
-        if config.overwrite and world.is_first and not world.num_restarts:
+        replaced = f"replaced {directory}"
+        if config.overwrite and world.is_first and not world.has_done(replaced):
             for later in STAGES[STAGES.index(stage) :]:
                 shutil.rmtree(directory.with_name(later), ignore_errors=True)
+            world.remember(replaced)
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if not config.resume and not world.num_restarts and is_finished(directory):
+    if not config.resume and not world.num_restarts and _is_over(directory):
         raise ConfigError(
             f"run {run} has finished {stage} already: choose another --run, or pass --overwrite"
         )
     return directory
+
+
+def _is_over(directory: Path) -> bool:
+    """Whether nothing is left to do in a stage; pretraining goes on from an imported model."""
+    imported = import_in(directory) if directory.name == STAGES[0] else None
+    if imported is not None and is_import(read_object(imported / STATE)):
+        return False
+    return is_finished(directory)
 
 
 def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finished:

@@ -299,6 +299,27 @@ def test_going_on_from_a_state_is_going_on(dtype: torch.dtype) -> None:
     assert furthest(state, loaded) == 0.0  # what was loaded was copied, not shared
 
 
+@pytest.mark.req("FR-019", "FR-020")
+def test_before_the_first_update_moments_may_be_missing() -> None:
+    """AdamW has made none then; whatever there was before is forgotten."""
+    model = random_gpt(tiny_config(3))
+    optimizer = Optimizer(model, RECIPES["v5"])
+    weights = {name: weight.clone() for name, weight in optimizer.masters().items()}
+    fresh = {name: moment.clone() for name, moment in optimizer.state().items()}
+    assert "head.weight/first" not in fresh
+    moved = []
+    for _ in range(2):
+        backward(model, batches(1)[0])
+        optimizer.step(Rates())
+        moved.append({name: weight.clone() for name, weight in optimizer.masters().items()})
+        optimizer.load_masters(weights)
+        optimizer.load_state(fresh)
+        assert optimizer.num_steps == 0
+    assert furthest(*moved) == 0.0
+    optimizer.load_state({"num_steps": torch.tensor(0)})
+    assert all(not moment.any() for moment in optimizer.state().values())
+
+
 @pytest.mark.req("FR-046", "FR-047")
 def test_moments_that_do_not_fit_are_refused() -> None:
     model = random_gpt(tiny_config(3))

@@ -173,11 +173,10 @@ def test_a_finished_stage(corpora: Corpora, tmp_path: Path) -> None:
     [
         ({"lr_scale": 2.0}, "plan.schedule.peak_lr was 1.0, is 2.0"),
         ({"batch_tokens": 1024}, "plan.batch_rows was 4, is 8"),
-        ({"depth": 3, "run": "d2"}, "model.num_layers was 2, is 3"),
         ({"seed": 5}, "seed was 0, is 5"),
         ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
         ({"num_steps": 13}, "plan.num_steps was 12, is 13"),
-        ({"generation": "v4"}, "model."),
+        ({"context_len": 64, "batch_tokens": 256}, "model.context_len was 128, is 64"),
     ],
 )
 @pytest.mark.req("FR-020")
@@ -192,6 +191,31 @@ def test_what_changed_is_named(
         run(tmp_path, QUIET, said)
     assert what in str(refusal.value) and "--allow-changed" in str(refusal.value)
     assert (tmp_path / "runs/d2/pretrain/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("allow_changed", [False, True])
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"depth": 3, "run": "d2"}, "of another model: .*model.num_layers was 2, is 3"),
+        ({"generation": "v4"}, "of another model: model.backout was True, is False"),
+        ({"num_steps": 3}, "come to step 4, and the plan ends after 3: expected .* at least 4"),
+        ({"num_steps": 2}, "come to step 4, and the plan ends after 2: expected .* at least 4"),
+    ],
+)
+@pytest.mark.req("FR-020")
+def test_what_cannot_go_on_is_refused(
+    said: dict[str, Any], what: str, allow_changed: bool, corpora: Corpora, tmp_path: Path
+) -> None:
+    """Nobody is sent to a flag that would not help: neither another model's weights nor a run past
+    its end can go on."""
+    run = runs(corpora)["pretrain"]
+    done = run(tmp_path, QUIET, {"num_steps": 4, "save_every": 2})
+    before = everything(done)
+    with pytest.raises(ConfigError, match=what) as refusal:
+        run(tmp_path, QUIET, {**said, "resume": True, "allow_changed": allow_changed})
+    assert "--allow-changed" not in str(refusal.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in everything(done).items())
 
 
 @pytest.mark.req("FR-020")
