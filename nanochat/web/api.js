@@ -1,8 +1,8 @@
 // The server, as the page sees it.   in: messages and settings   out: pieces of an answer, problems
-// who calls: app.js, answering.js, models.js
+// who calls: answer.js, models.js, problem.js, settings.js, app.js
 //
 // The page is a client of this server's public API and of nothing else.
-// Read next: sse.js, answering.js.
+// Read next: sse.js, answer.js.
 
 import { serverSentEvents } from "./sse.js";
 

@@ -7,6 +7,7 @@
 //   store.js       what this browser keeps
 // Read next: chat.js.
 
+import { Problem } from "./api.js";
 import { Chat } from "./chat.js";
 import { copyText } from "./clipboard.js";
 import { Composer } from "./composer.js";
@@ -24,6 +25,8 @@ import { setUpTheme } from "./theme.js";
 import { wordsOnly } from "./tools.js";
 import { download, exported, takeIn } from "./transfer.js";
 import { Transcript } from "./transcript.js";
+
+const FULL = "This browser has no room to keep more: what is new is lost when this tab closes. Delete conversations, then try again.";
 
 const store = await Store.open();
 const models = new Models(byId("model"));
@@ -127,7 +130,7 @@ function onDone(id, { message, problem }) {
   if (id === chat.id) show();
   else showList();
   if (problem) say(problem.message);
-  else say(message.finish === "stopped" ? "Stopped." : "The answer is complete.");
+  else say(`${message.finish === "stopped" ? "Stopped." : "The answer is complete."}${store.isBehind ? " It is not kept." : ""}`);
 }
 
 // ------------------------------------------------------------------------------------ what is shown
@@ -179,6 +182,12 @@ function showMeter(answer) {
 function notice(problem, retry) {
   byId("notice").replaceChildren(...(problem === null ? [] : [problemBox(problem, retry)]));
   if (problem) say(problem.message);
+}
+
+/** The browser has no room, or has it again. */
+function onTrouble(error) {
+  if (error === null) notice(null);
+  else if (byId("notice").childElementCount === 0) notice(new Problem(FULL), () => store.catchUp());
 }
 
 async function findModels() {
@@ -251,6 +260,7 @@ store.onChange(async (id) => {
   else show();
 });
 
+store.onTrouble(onTrouble);
 if (!store.isKept) byId("not-kept").hidden = false;
 const wanted = location.hash.slice(1);
 if (wanted !== "" && (await chat.open(wanted))) await composer.change(wanted);

@@ -1,11 +1,13 @@
 // Conversations, kept in this browser.   in: plain objects   out: the same, from IndexedDB
-// who calls: app.js, answering.js, transfer.js
+// who calls: app.js, chat.js, composer.js, transfer.js
 //
 //   conversations  {id, title, created, updated, leaf, system}     leaf: the end of the branch shown
 //   messages       {id, conversation, parent, role, content, created, model, finish, usage, times}
 //   drafts         {id, text}                                      what was typed and not sent
 // Every message is a row of its own, so two tabs that write to one conversation lose nothing.  Other
 // tabs hear of each change.
+// What the browser refuses to write, for want of room, is held until the tab closes and told by
+// `onTrouble`; whoever writes is not stopped by it.
 // Read next: tree.js (messages -> branches).
 
 const NAME = "nanochat";
@@ -25,7 +27,8 @@ export class Store {
   constructor(database) {
     this.database = database;
     this.isKept = database !== null;
-    this.tables = new Map(STORES.map((name) => [name, new Map()])); // where nothing is kept
+    this.tables = new Map(STORES.map((name) => [name, new Map()])); // rows that are not kept
+    this.tellTrouble = () => {};
     this.channel = new BroadcastChannel(NAME);
   }
 
@@ -34,41 +37,81 @@ export class Store {
     this.channel.addEventListener("message", ({ data }) => listener(data));
   }
 
+  /** Call back with an error whenever something could not be kept, with null once all of it is. */
+  onTrouble(listener) {
+    this.tellTrouble = listener;
+  }
+
+  /** Whether there are rows that the browser had no room for. */
+  get isBehind() {
+    return this.isKept && [...this.tables.values()].some((rows) => rows.size > 0);
+  }
+
   /** All conversations, the newest first. */
   async conversations() {
     return (await this.all("conversations")).sort((a, b) => b.updated - a.updated);
   }
 
   /** All messages of a conversation. */
-  messages(conversation) {
-    if (!this.isKept) {
-      return [...this.tables.get("messages").values()].filter((row) => row.conversation === conversation);
-    }
-    return this.run("messages", "readonly", (store) => store.index("conversation").getAll(conversation));
+  async messages(conversation) {
+    const rows = await this.read("messages", (store) => store.index("conversation").getAll(conversation), []);
+    return this.withHeld("messages", rows, (row) => row.conversation === conversation);
   }
 
   /** All rows of a table. */
-  all(table) {
-    if (!this.isKept) return [...this.tables.get(table).values()];
-    return this.run(table, "readonly", (store) => store.getAll());
+  async all(table) {
+    const rows = await this.read(table, (store) => store.getAll(), []);
+    return this.withHeld(table, rows, () => true);
   }
 
-  get(table, id) {
-    if (!this.isKept) return this.tables.get(table).get(id);
-    return this.run(table, "readonly", (store) => store.get(id));
+  async get(table, id) {
+    const row = await this.read(table, (store) => store.get(id), undefined);
+    return this.tables.get(table).get(id) ?? row;
+  }
+
+  async read(table, action, nothing) {
+    return this.isKept ? this.run(table, "readonly", action) : nothing;
+  }
+
+  /** Rows of the database, those that are held in place of their older state. */
+  withHeld(table, rows, isWanted) {
+    const held = [...this.tables.get(table).values()].filter(isWanted);
+    const ids = new Set(held.map(({ id }) => id));
+    return [...rows.filter(({ id }) => !ids.has(id)), ...held];
   }
 
   /** Write rows, all or none; `silent`: no other tab needs to know. */
   async put(table, rows, { silent = false } = {}) {
     const list = [rows].flat().map((row) => structuredClone(row));
-    if (!this.isKept) list.forEach((row) => this.tables.get(table).set(row.id, row));
-    else await this.run(table, "readwrite", (store) => list.map((row) => store.put(row)).at(-1));
+    const held = this.tables.get(table);
+    const isWritten = await this.change(table, (store) => list.map((row) => store.put(row)).at(-1));
+    for (const row of list) if (isWritten) held.delete(row.id); else held.set(row.id, row);
     if (!silent) this.tell(list.map((row) => row.conversation ?? row.id));
   }
 
   async remove(table, id) {
-    if (!this.isKept) this.tables.get(table).delete(id);
-    else await this.run(table, "readwrite", (store) => store.delete(id));
+    this.tables.get(table).delete(id);
+    await this.change(table, (store) => store.delete(id));
+  }
+
+  /** Whether the database has done it; who listens is told if it should have. */
+  async change(table, action) {
+    if (!this.isKept) return false;
+    try {
+      await this.run(table, "readwrite", action);
+      return true;
+    } catch (error) {
+      this.tellTrouble(error);
+      return false;
+    }
+  }
+
+  /** Write what was held, now that there may be room. */
+  async catchUp() {
+    for (const [table, held] of this.tables) {
+      if (held.size > 0) await this.put(table, [...held.values()], { silent: true });
+    }
+    if (!this.isBehind) this.tellTrouble(null);
   }
 
   /** Remove a conversation with all that belongs to it. */
@@ -76,6 +119,7 @@ export class Store {
     for (const message of await this.messages(id)) await this.remove("messages", message.id);
     await this.remove("drafts", id);
     await this.remove("conversations", id);
+    if (this.isBehind) await this.catchUp(); // there is room now
     this.tell([id]);
   }
 

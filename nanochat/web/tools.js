@@ -1,5 +1,5 @@
 // An answer's text -> words and uses of the calculator.   in: text   out: parts
-// who calls: message.js, answering.js
+// who calls: message.js, answer.js, chat.js, app.js
 //
 //   ...words <|python_start|>12*7<|python_end|><|output_start|>84<|output_end|> words...
 // A part that is still being written has no end yet; half a mark at the end is not shown.

@@ -228,6 +228,56 @@ def test_two_tabs_see_the_same(view: View, new_view: Callable[..., View], play: 
     assert other.messages == []
 
 
+FILL = """() => {
+  window.realPut = IDBObjectStore.prototype.put;
+  IDBObjectStore.prototype.put = () => {
+    throw new DOMException("The quota has been exceeded.", "QuotaExceededError");
+  };
+}"""
+MAKE_ROOM = "() => { IDBObjectStore.prototype.put = window.realPut; }"
+
+
+def test_a_browser_without_room_says_so_and_keeps_it_once_there_is_some(view: View) -> None:
+    view.ask("Before")
+    view.page.evaluate(FILL)
+    view.ask("After")
+    view.wait_status("The answer is complete. It is not kept.")
+    assert view.page.locator(".writing").count() == 0
+    assert "no room to keep more" in view.page.locator("#notice").inner_text()
+    view.page.click("#new-chat")
+    view.ask("And on")
+    assert view.messages == ["And on", "A reply."]
+    view.comes(lambda: titles(view), ["And on", "Before"])
+    view.page.get_by_role("button", name="Before", exact=True).click()
+    view.page.get_by_text("After").wait_for()
+    assert view.messages == ["Before", "A reply.", "After", "A reply."]
+    view.page.get_by_role("button", name="Try again").click()
+    assert "no room to keep more" in view.page.locator("#notice").inner_text()
+    view.page.evaluate(MAKE_ROOM)
+    view.page.get_by_role("button", name="Try again").click()
+    view.page.locator("#notice .problem").wait_for(state="detached")
+    view.reload()
+    view.page.get_by_text("After").wait_for()
+    assert view.messages == ["Before", "A reply.", "After", "A reply."]
+    view.comes(lambda: titles(view), ["And on", "Before"])
+
+
+def test_a_deleted_conversation_makes_room(view: View) -> None:
+    view.ask("Old")
+    view.page.click("#new-chat")
+    view.page.evaluate(FILL)
+    view.ask("New")
+    view.page.locator("#notice .problem").wait_for()
+    view.page.evaluate(MAKE_ROOM)
+    view.page.locator(".conversation", has_text="Old").hover()
+    view.page.get_by_role("button", name="Delete Old").click()
+    view.page.locator("#confirm").get_by_role("button", name="Delete").click()
+    view.page.locator("#notice .problem").wait_for(state="detached")
+    view.reload()
+    view.page.get_by_role("button", name="New", exact=True).wait_for()
+    assert view.messages == ["New", "A reply."]
+
+
 def test_a_browser_that_keeps_nothing_still_chats(new_view: Callable[..., View]) -> None:
     view = new_view()
     view.page.context.add_init_script("Object.defineProperty(window, 'indexedDB', {value: null})")
