@@ -31,7 +31,7 @@ class Config(CommonOptions):
     """About how long it may take, report included. None: 5.6 for the built-in world, 10 for your
     own text."""
     run: str = "demo"
-    """Name of the run directory; an earlier demo of this name is replaced."""
+    """Name of the run directory; an earlier demo of this name is replaced, any other run is not."""
     serve: bool = True
     """End in a chat page; --no-serve for scripts."""
     host: str = "127.0.0.1"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 __all__ = ["Budget"]
 
 LEAST_OF_PLANNED = 0.5
-# Of the whole time, what a stage takes beside its steps: conversations to tokens, validation,
-# saving, the examination after it, and after the last one the report.
-BESIDE_TRAINING = {"pretrain": 0.01, "midtrain": 0.05, "sft": 0.06}
+# Of the whole time, what a stage takes beside its steps: validation, saving, the examination after
+# it, and after the last one the report.
+BESIDE_TRAINING = {"pretrain": 0.01, "midtrain": 0.04, "sft": 0.05}
 
 
 class Budget:

@@ -9,7 +9,6 @@ Read next: train/pretrain.py, train/midtrain.py, train/sft.py.
 import itertools
 import json
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,11 @@ from nanochat.batches.store import TokenStore
 from nanochat.checkpoint.resolve import load, run_directory
 from nanochat.cli.demo import Config
 from nanochat.cli.demo_budget import Budget
+from nanochat.cli.demo_place import begin_anew, check_replaceable
+from nanochat.cli.demo_recipes import OWN, WORLD
+from nanochat.common.config import to_json_dict
 from nanochat.common.device import best_device, compute_dtype, machine_name
+from nanochat.common.messages import Conversation
 from nanochat.corpus.files import ReadReport
 from nanochat.engine.engine import Engine
 from nanochat.evals.exam import (
@@ -46,80 +49,16 @@ from nanochat.train.pretrain import model_config_of, pretrain
 from nanochat.train.sft import sft
 from nanochat.train.stages import Finished
 
-__all__ = ["OWN", "WORLD", "Recipe", "Story", "tell"]
+__all__ = ["Story", "tell"]
 
 SAMPLE_CONVERSATIONS = 5
+TO_SAMPLE_FROM = 1000  # those that do not fit the context are passed over
 PARTS: tuple[Part, ...] = ("validation", "train")
 STAGE_TITLES = {"pretrain": "Pretraining", "midtrain": "Mid-training", "sft": "Fine-tuning"}
 WORLD_CHARS = 8_000_000
 EVAL_TOKENS = 32_768
 WORLD_CONVERSATIONS = 20_000  # for each stage: no demo gets through them twice
 PADDED = 1.9  # tokens computed for each of a padded row's own, measured on the built-in world
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """What a demo trains, and how its minutes are shared out."""
-
-    minutes: float
-    depth: int
-    aspect_ratio: int
-    head_dim: int
-    context_len: int
-    vocab_size: int
-    batch_tokens: int
-    lr_scale: float
-    pretrain_share: float
-    """Of the minutes."""
-    midtrain_share: float
-    sft_share: float
-    midtrain_lr: float
-    sft_lr: float
-    sft_rows: int
-    """Conversations per step of fine-tuning."""
-    text_share: float
-    """Of mid-training's tokens."""
-    most_tokens: int | None
-    """More pretraining than this teaches nothing more."""
-
-
-WORLD = Recipe(
-    minutes=5.6,
-    depth=4,
-    aspect_ratio=24,
-    head_dim=24,
-    context_len=256,
-    vocab_size=1024,
-    batch_tokens=2048,
-    lr_scale=5.0,
-    pretrain_share=0.36,
-    midtrain_share=0.48,
-    sft_share=0.16,
-    midtrain_lr=3.0,
-    sft_lr=0.35,
-    sft_rows=64,
-    text_share=0.35,
-    most_tokens=4_000_000,
-)
-
-OWN = Recipe(
-    minutes=10.0,
-    depth=4,
-    aspect_ratio=64,
-    head_dim=64,
-    context_len=512,
-    vocab_size=4096,
-    batch_tokens=8192,
-    lr_scale=1.5,
-    pretrain_share=0.65,
-    midtrain_share=0.2,
-    sft_share=0.15,
-    midtrain_lr=1.0,
-    sft_lr=1.0,
-    sft_rows=32,
-    text_share=0.2,
-    most_tokens=None,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,20 +103,25 @@ class _Teller:
         }
 
     def tell(self) -> Story:
-        early = self._tokens_per_s(self.recipe.vocab_size)
+        check_replaceable(self.directory)
         texts, mid_chats, sft_chats = self._sources()
+        early = self._tokens_per_s(self.recipe.vocab_size)
         tokenizer = self._tokenizer(texts)
+        # All that is the user's is read before anything is replaced: a bad line costs no training.
+        mid_store = self._conversations("mid-training", mid_chats, tokenizer)
+        sft_store = self._conversations("fine-tuning", sft_chats, tokenizer)
+        held_out = _to_sample(sft_chats)
         train, validation = self._tokens(texts, tokenizer)
         self.budget = self._budget(tokenizer, early)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        begin_anew(self.directory, to_json_dict(self.config))
         base = self._pretrain(tokenizer, train, validation)
-        mid = self._midtrain(tokenizer, mid_chats, train, validation)
+        mid = self._midtrain(mid_store, train, validation)
         before = self._exam(mid)
-        tuned = self._sft(tokenizer, sft_chats, validation)
+        tuned = self._sft(sft_store, validation)
         after = self._exam(tuned)
         if after is not None:
             self.say("", *exam_table(before, after))
-        report = self._report([base, mid, tuned], before, after, sft_chats)
+        report = self._report([base, mid, tuned], before, after, held_out)
         self.say(f"\nreport: {report}", f"chat:   nanochat chat {self.config.run}")
         return Story(
             report=report,
@@ -218,6 +162,15 @@ class _Teller:
         )
         self.say(f"  text: {texts.rule}")
         return tokenizer
+
+    def _conversations(self, stage: str, chats: Chats, tokenizer: Tokenizer) -> TokenStore:
+        report = ReadReport()
+        store = chat_store(chats, "train", tokenizer, self.config.home, report)
+        self.say(*(f"  {line}" for line in report.lines()))
+        self.say(
+            f"  {store.num_documents:,} conversations, {store.num_tokens:,} tokens, for {stage}"
+        )
+        return store
 
     def _tokens(self, texts: Texts, tokenizer: Tokenizer) -> tuple[TokenStore, TokenStore]:
         report = ReadReport()
@@ -287,13 +240,7 @@ class _Teller:
         config = self._pretrain_config(steps)
         return self._told(why, pretrain(config, tokenizer, train, validation, self.display))
 
-    def _midtrain(
-        self,
-        tokenizer: Tokenizer,
-        chats: Chats,
-        text: TokenStore,
-        validation: TokenStore,
-    ) -> Finished:
+    def _midtrain(self, chats: TokenStore, text: TokenStore, validation: TokenStore) -> Finished:
         why = (
             "Conversations in long rows, with some text among them: who speaks when, choices, "
             "tools, spelling."
@@ -311,19 +258,17 @@ class _Teller:
             num_epochs=1,
             **self.common,
         )
-        store = self._conversations(chats, tokenizer)
-        rows = mixed(store, text, recipe.text_share)
+        rows = mixed(chats, text, recipe.text_share)
         return self._told(why, midtrain(config, rows, validation, self.display))
 
-    def _sft(self, tokenizer: Tokenizer, chats: Chats, validation: TokenStore) -> Finished:
+    def _sft(self, chats: TokenStore, validation: TokenStore) -> Finished:
         why = (
             "One conversation a row, and only what the assistant says is trained: to answer, "
             "and to stop."
         )
         self.chapter("Fine-tuning", why)
         recipe = self.recipe
-        store = self._conversations(chats, tokenizer)
-        row_tokens = min(recipe.context_len, PADDED * store.num_tokens / store.num_documents)
+        row_tokens = min(recipe.context_len, PADDED * chats.num_tokens / chats.num_documents)
         config = SftConfig(
             model=f"{self.config.run}/midtrain",
             num_steps=self.budget.num_steps("sft", recipe.sft_rows * row_tokens),
@@ -335,14 +280,7 @@ class _Teller:
             compile="off",
             **self.common,
         )
-        return self._told(why, sft(config, store, validation, self.display))
-
-    def _conversations(self, chats: Chats, tokenizer: Tokenizer) -> TokenStore:
-        report = ReadReport()
-        store = chat_store(chats, "train", tokenizer, self.config.home, report)
-        self.say(*(f"  {line}" for line in report.lines()))
-        self.say(f"  {store.num_documents:,} conversations, {store.num_tokens:,} tokens")
-        return store
+        return self._told(why, sft(config, chats, validation, self.display))
 
     def _told(self, why: str, finished: Finished) -> Finished:
         plan = json.loads((self.directory / finished.stage / "plan.json").read_text())
@@ -384,12 +322,14 @@ class _Teller:
         return take_exam(self._engine(finished), finished.tokenizer) if self.is_world else None
 
     def _report(
-        self, finished: Sequence[Finished], before: Exam | None, after: Exam | None, chats: Chats
+        self,
+        finished: Sequence[Finished],
+        before: Exam | None,
+        after: Exam | None,
+        held_out: Sequence[Conversation],
     ) -> Path:
         last = finished[-1]
         engine = self._engine(last)
-        # Held-out conversations first; a small collection holds out fewer than are shown.
-        held_out = itertools.chain(*(chats.conversations(part, None) for part in PARTS))
         samples = sample_conversations(engine, last.tokenizer, held_out, SAMPLE_CONVERSATIONS)
         if self.is_world:
             samples = [*identity_and_memory(engine, last.tokenizer), *samples]
@@ -423,3 +363,9 @@ class _Teller:
             ),
         )
         return path
+
+
+def _to_sample(chats: Chats) -> list[Conversation]:
+    """Held-out conversations first; a small collection holds out fewer than are shown."""
+    conversations = itertools.chain(*(chats.conversations(part, None) for part in PARTS))
+    return list(itertools.islice(conversations, TO_SAMPLE_FROM))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nanochat.batches.sources import Chats
 from nanochat.checkpoint.resolve import load
 from nanochat.cli import demo, demo_story, serve
 from nanochat.cli.main import main
@@ -25,6 +26,19 @@ SMALL: dict[str, Any] = {
     "sft_rows": 4,
     "most_tokens": 2048,
 }
+
+
+CHAT_LINES = [
+    json.dumps(
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": f"It is {n}."},
+            ]
+        }
+    )
+    for n in range(600)
+]
 
 
 @pytest.fixture
@@ -57,7 +71,9 @@ def test_the_built_in_world_needs_no_file(
     for word in ("The vocabulary", "Pretraining", "Mid-training", "Fine-tuning", "guesser"):
         assert word in captured.err
     run = home / "runs" / "demo"
-    assert {path.name for path in run.iterdir()} == {"pretrain", "midtrain", "sft", "report.html"}
+    stages = {"pretrain", "midtrain", "sft"}
+    assert {path.name for path in run.iterdir()} == {*stages, "report.html", "demo.json"}
+    assert json.loads((run / "demo.json").read_text())["serve"] is False, "what was asked for"
     page = Path(result["report"]).read_text()
     assert "<svg" in page and "addition" in page
     loaded = load("demo", home=home)
@@ -78,16 +94,7 @@ def test_ones_own_text_and_conversations(
         ]
         (text / f"{number}.txt").write_text("".join(lines))
     chats = tmp_path / "chats.jsonl"
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {n}?"},
-                {"role": "assistant", "content": f"It is {n}."},
-            ]
-        }
-        for n in range(150)
-    ]
-    chats.write_text("\n".join(map(json.dumps, rows)))
+    chats.write_text("\n".join(CHAT_LINES[:150]))
     served: list[serve.Config] = []
     monkeypatch.setattr(serve, "run", lambda config: served.append(config) or 0)
     argv = ["demo", "--text", str(text), "--chats", str(chats), "--minutes", "0.1", "--run", "own"]
@@ -106,3 +113,49 @@ def test_half_a_story_of_ones_own_is_refused() -> None:
         demo.Config(text=("a.txt",))
     with pytest.raises(ConfigError, match="minutes is 0, expected"):
         demo.Config(minutes=0)
+
+
+@pytest.fixture
+def trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo that comes to its first training fails."""
+
+    def pretrain(*_: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(demo_story, "pretrain", pretrain)
+
+
+@pytest.mark.req("EC-2")
+@pytest.mark.usefixtures("small", "trains_nothing")
+def test_a_bad_conversation_is_told_before_anything_is_trained_or_replaced(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = home / "runs" / "own"
+    (earlier / "sft").mkdir(parents=True)
+    (earlier / "demo.json").write_text("{}")
+    text, chats = tmp_path / "text.jsonl", tmp_path / "chats.jsonl"
+    lines = [f"The mill of village {n} turned {n} times in the river." for n in range(300)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    chats.write_text("\n".join([*CHAT_LINES, "this is no JSON"]))
+    Chats.from_files([str(chats)])  # what is held out is known long before the last line
+    argv = ["demo", "--text", str(text), "--chats", str(chats), "--run", "own", "--no-serve"]
+    assert main(argv) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"{chats}" in said[-1] and "601" in said[-1]
+    assert sorted(path.name for path in earlier.iterdir()) == ["demo.json", "sft"]
+    assert not any("tmp" in path.name for path in (home / "data" / "tokens").iterdir())
+
+
+@pytest.mark.req("EC-3")
+@pytest.mark.usefixtures("small", "trains_nothing")
+def test_the_run_of_another_command_is_not_replaced(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = home / "runs" / "d12" / "pretrain" / "weights"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("of many hours")
+    assert main(["demo", "--run", "d12", "--no-serve"]) == 2
+    said = capsys.readouterr().err
+    assert "run d12 is no demo" in said and "choose another --run" in said
+    assert len(said.splitlines()) == 1, "before anything else is done"
+    assert weights.read_text() == "of many hours"
