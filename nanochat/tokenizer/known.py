@@ -19,7 +19,7 @@ import tiktoken
 
 __all__ = ["KnownPieces"]
 
-TABLE_BITS = 20  # 23 MB
+TABLE_BITS = 20  # 32 MB
 MOST_KNOWN = int(
     0.6 * (1 << TABLE_BITS)
 )  # a fuller table is slower, and new pieces are rare by then
@@ -31,6 +31,8 @@ _END, _LETTER, _NUMBER, _BLANK, _OTHER = range(5)
 _SPACE, _APOSTROPHE, _LONG_S = 0x20, 0x27, 0x17F
 _MASKS = np.array([(1 << (8 * count)) - 1 for count in range(9)], np.uint64)
 _WIDEST = 0x110000
+_LAST_SLOT = (1 << TABLE_BITS) - 1
+_BYTE, _COUNT_BIT, _PLACE_BIT = np.uint64(0xFF), np.uint64(8), np.uint64(16)
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
@@ -57,11 +59,9 @@ class KnownPieces:
         self._encode_text = encode_text
         self._classes = _Classes()
         size = 1 << TABLE_BITS
-        self._firsts = np.zeros(size, np.uint64)
-        self._seconds = np.zeros(size, np.uint64)
-        self._lengths = np.zeros(size, np.uint8)  # 0: free
-        self._places = np.zeros(size, np.int32)
-        self._counts = np.zeros(size, np.uint8)
+        # Of each piece its bytes, twice eight, and `_told`; 32 bytes, so that one is in one line of
+        # a processor's cache.  All zeros: free.
+        self._table = np.zeros((size, 4), np.uint64)
         self._pool = np.zeros(size, np.uint32)
         self._num_known = self._num_pooled = 0
         # A piece that is a token is that token, whatever merges would make of it.
@@ -117,11 +117,10 @@ class KnownPieces:
         return tokens, np.diff(totals, prepend=0)
 
     def _tokens_of(self, data: bytes, starts: Numbers, stops: Numbers) -> tuple[Tokens, Numbers]:
-        keys = _keys(data, starts, stops - starts)
-        slots = self._find(keys)
-        unknown = np.flatnonzero(slots < 0)
-        counts = self._counts[slots].astype(np.int64)
-        places = self._places[slots].astype(np.int64)
+        told = self._find(_keys(data, starts, stops - starts))
+        unknown = np.flatnonzero(told == 0)
+        counts = (told >> _COUNT_BIT & _BYTE).astype(np.int64)
+        places = (told >> _PLACE_BIT).astype(np.int64)
         new = np.zeros(0, np.uint32)
         if unknown.size:
             numbers: dict[bytes, int] = {}
@@ -133,28 +132,26 @@ class KnownPieces:
             self._learn(list(numbers), new, sizes)
         ends = np.cumsum(counts)
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.uint32)
-        known = np.flatnonzero(slots >= 0)
+        known = np.flatnonzero(told)
         begins = ends - counts
         _copy(tokens, begins[known], counts[known], self._pool, places[known])
         _copy(tokens, begins[unknown], counts[unknown], new, places[unknown])
         return tokens, counts
 
-    def _find(self, keys: "_Keys") -> Numbers:
-        """The slot of each key; -1 where it is not known."""
+    def _find(self, keys: "_Keys") -> npt.NDArray[np.uint64]:
+        """What is told of each key; 0 where it is not known."""
         slots = _slots(keys)
-        found = np.full(len(slots), -1)
-        waiting = np.arange(len(slots))
+        rows = self._table[slots]
+        told = rows[:, 2]
+        is_same = _is_same(rows, keys)
+        found = np.where(is_same, told, np.uint64(0))
+        waiting = np.flatnonzero(~is_same & (told != 0) & (keys.lengths > 0))
         while waiting.size:
-            at = slots[waiting]
-            is_same = (
-                (self._firsts[at] == keys.firsts[waiting])
-                & (self._seconds[at] == keys.seconds[waiting])
-                & (self._lengths[at] == keys.lengths[waiting])
-            )
-            found[waiting[is_same]] = at[is_same]
-            waiting = waiting[~is_same & (self._lengths[at] > 0)]
-            slots[waiting] = (slots[waiting] + 1) & ((1 << TABLE_BITS) - 1)
-        found[keys.lengths == 0] = -1
+            slots[waiting] = (slots[waiting] + 1) & _LAST_SLOT
+            rows = self._table[slots[waiting]]
+            is_same = _is_same(rows, keys.of(waiting))
+            found[waiting[is_same]] = rows[is_same, 2]
+            waiting = waiting[~is_same & (rows[:, 2] != 0)]
         return found
 
     def _learn(self, pieces: Sequence[bytes], tokens: Tokens, counts: Numbers) -> None:
@@ -167,8 +164,8 @@ class KnownPieces:
         while self._num_pooled + len(tokens) > len(self._pool):
             self._pool = np.concatenate([self._pool, np.zeros_like(self._pool)])
         self._pool[self._num_pooled : self._num_pooled + len(tokens)] = tokens
-        self._places[slots] = self._num_pooled + (np.cumsum(counts) - counts)[new]
-        self._counts[slots] = counts[new]
+        places = self._num_pooled + (np.cumsum(counts) - counts)[new]
+        self._table[slots, 2] |= _told(counts[new], places)
         self._num_pooled += len(tokens) if len(new) else 0
         self._num_known += len(new)
 
@@ -177,16 +174,16 @@ class KnownPieces:
         slots = _slots(keys)
         waiting = np.arange(len(slots))
         while waiting.size:
-            free = waiting[self._lengths[slots[waiting]] == 0]
+            free = waiting[self._table[slots[waiting], 2] == 0]
             _, first = np.unique(slots[free], return_index=True)  # of several, one gets it
             got = free[first]
-            self._firsts[slots[got]] = keys.firsts[got]
-            self._seconds[slots[got]] = keys.seconds[got]
-            self._lengths[slots[got]] = keys.lengths[got]
+            self._table[slots[got], 0] = keys.firsts[got]
+            self._table[slots[got], 1] = keys.seconds[got]
+            self._table[slots[got], 2] = keys.lengths[got]
             has_got = np.zeros(len(slots), bool)
             has_got[got] = True
             waiting = waiting[~has_got[waiting]]
-            slots[waiting] = (slots[waiting] + 1) & ((1 << TABLE_BITS) - 1)
+            slots[waiting] = (slots[waiting] + 1) & _LAST_SLOT
         return slots
 
 
@@ -208,6 +205,9 @@ class _Keys(NamedTuple):
     lengths: Bytes
     """0 for a piece that is too long for the table."""
 
+    def of(self, pieces: Numbers) -> "_Keys":
+        return _Keys(self.firsts[pieces], self.seconds[pieces], self.lengths[pieces])
+
 
 def _keys(data: bytes, starts: Numbers, lengths: Numbers) -> _Keys:
     eights: npt.NDArray[Any] = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
@@ -216,6 +216,17 @@ def _keys(data: bytes, starts: Numbers, lengths: Numbers) -> _Keys:
     longer = np.flatnonzero(lengths > 8)
     seconds[longer] = eights[starts[longer] + 8] & _MASKS[np.minimum(lengths[longer] - 8, 8)]
     return _Keys(firsts, seconds, np.where(lengths <= MOST_BYTES, lengths, 0).astype(np.uint8))
+
+
+def _is_same(rows: npt.NDArray[np.uint64], keys: _Keys) -> Flags:
+    same: Flags = (rows[:, 0] == keys.firsts) & (rows[:, 1] == keys.seconds)
+    same &= (rows[:, 2] & _BYTE) == keys.lengths
+    return same
+
+
+def _told(counts: Numbers, places: Numbers) -> npt.NDArray[np.uint64]:
+    """How many tokens, and where in the pool; the lowest byte is left for the piece's length."""
+    return counts.astype(np.uint64) << _COUNT_BIT | places.astype(np.uint64) << _PLACE_BIT
 
 
 def _slots(keys: _Keys) -> Numbers:
@@ -314,7 +325,30 @@ def _mark_blanks(
 ) -> None:
     """Pieces of blanks, and which runs take the blank before them."""
     runs = np.flatnonzero(kinds == _BLANK)
-    begins, ends, follows = starts[runs].copy(), stops[runs], after[runs]
+    begins = starts[runs]
+    # Nearly all are a space by itself: a piece, or the beginning of the one that follows.
+    is_single = (stops[runs] == begins + 1) & (chars[begins] == _SPACE)
+    singles = runs[is_single]
+    found[begins[is_single]] = True
+    follows = after[singles]
+    is_taken[singles[(follows == _LETTER) | (follows == _OTHER)] + 1] = True
+    others = runs[~is_single]
+    if others.size:
+        _mark_long_blanks(chars, starts, stops, kinds, after, found, is_taken, others)
+
+
+def _mark_long_blanks(
+    chars: npt.NDArray[Any],
+    starts: Numbers,
+    stops: Numbers,
+    kinds: Bytes,
+    after: Bytes,
+    found: Flags,
+    is_taken: Flags,
+    runs: Numbers,
+) -> None:
+    """The same for runs of several blanks, or of others than a space."""
+    begins, ends, follows = starts[runs], stops[runs], after[runs]
     line_ends = np.flatnonzero((chars == 10) | (chars == 13))
     if line_ends.size:
         # P takes the line ends right after it.
