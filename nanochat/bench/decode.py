@@ -15,14 +15,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from nanochat.bench.gguf import write_gguf
 from nanochat.bench.peer import PeerFailed, peer_figures
@@ -35,7 +33,7 @@ from nanochat.engine.request import NO_TOKEN
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 
-__all__ = ["DecodeBench", "bench_decode", "bits_per_byte_of", "memory_bandwidth"]
+__all__ = ["DecodeBench", "bench_decode", "memory_bandwidth"]
 
 STRETCH_STEPS = 4  # of which the best stretch is made
 PROMPT_TOKENS = 100  # of the prompt whose first token is waited for
@@ -131,31 +129,6 @@ def memory_bandwidth(device: torch.device, num_bytes: int = BANDWIDTH_BYTES) -> 
                 torch.cuda.synchronize(device)
             best = max(best, factor * num_bytes / (time.perf_counter() - start_s))
     return best
-
-
-def bits_per_byte_of(forward: Forward, batches: Iterable[Tensor], token_bytes: Tensor) -> float:
-    """Bits per byte of texts under a Forward, so that formats can be compared.
-
-    Shapes: batches of (B, T + 1) tokens, each row a text of its own; token_bytes (V,), 0 for a
-            token that is not counted.
-    Source: train/loss.py, whose figure this is with another forward.
-    """
-    nats, num_bytes = 0.0, 0
-    for tokens_BT in batches:
-        for row in tokens_BT.tolist():
-            logprobs = _logprobs(forward, row)
-            counted = token_bytes[torch.tensor(row[1:])]
-            nats -= float(logprobs[counted > 0].double().sum())
-            num_bytes += int(counted.sum())
-    return nats / num_bytes / 0.6931471805599453
-
-
-def _logprobs(forward: Forward, row: Sequence[int]) -> Tensor:
-    """Of each token after the first.   Shapes: -> (T,)."""
-    memory, tables = _memory(forward, 1, len(row))
-    hidden_ND = forward.prefill([Piece(row[:-1], NO_TOKEN, 0, tables[0])], memory)
-    targets = torch.tensor(row[1:], device=hidden_ND.device)
-    return -F.cross_entropy(forward.logits(hidden_ND), targets, reduction="none").cpu()
 
 
 # ------------------------------------------------------------------------------------ ours

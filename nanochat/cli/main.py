@@ -73,6 +73,7 @@ VERBS = (
     Verb("export", "models on the disk", "a directory for Hugging Face's transformers"),
     Verb("bench data", "measuring", "text to tokens, beside karpathy/nanochat's loader"),
     Verb("bench decode", "measuring", "decoding speed, beside karpathy/nanochat's and llama.cpp's"),
+    Verb("bench formats", "measuring", "what bfloat16, int8 and int4 cost in bits per byte"),
     Verb("bench serve", "measuring", "what many users notice of a server, beside peers' servers"),
     Verb(
         "bench train", "measuring", "training speed, beside karpathy/nanochat's where it is at hand"

@@ -1,7 +1,6 @@
 """nanochat bench decode: rates of ours and of the peers, from one run."""
 
 import json
-import math
 import struct
 import sys
 import types
@@ -11,16 +10,13 @@ import pytest
 import torch
 
 from nanochat.bench import peer_decode
-from nanochat.bench.decode import DecodeBench, bench_decode, bits_per_byte_of, memory_bandwidth
+from nanochat.bench.decode import DecodeBench, bench_decode, memory_bandwidth
 from nanochat.bench.gguf import FORMATS, write_gguf
 from nanochat.bench.peer import PeerFailed
 from nanochat.cli.bench_decode import Config
 from nanochat.cli.main import main
 from nanochat.common.errors import ConfigError
-from nanochat.engine.forward import Forward
 from nanochat.model.config import GPTConfig
-from nanochat.model.gpt import GPT
-from nanochat.model.init import initialize
 
 pytestmark = pytest.mark.req("FR-068")
 
@@ -196,18 +192,6 @@ def test_gguf(format: str, tmp_path: Path) -> None:
 
 def test_bandwidth() -> None:
     assert 1e8 < memory_bandwidth(CPU, 2**22) < 1e13
-
-
-def test_bits_per_byte() -> None:
-    """A model that knows nothing spends log2 of the vocabulary on every token."""
-    model = GPT(GPTConfig.from_depth(2, vocab_size=300, head_dim=32)).requires_grad_(False)
-    initialize(model)
-    model.head.weight.zero_()
-    token_bytes = torch.full((300,), 2)
-    token_bytes[7] = 0  # not counted
-    batch = torch.tensor([[1, 2, 3, 7, 4], [1, 7, 7, 2, 9]])
-    forward = Forward(model, format="float32", device=CPU)
-    assert bits_per_byte_of(forward, [batch], token_bytes) == pytest.approx(math.log2(300) / 2)
 
 
 def test_what_cannot_be_measured_is_refused(
