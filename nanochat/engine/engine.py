@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from nanochat.common.errors import EngineError, NanochatError
+from nanochat.common.transfer import send
 from nanochat.engine.admission import Admission
 from nanochat.engine.answer import Answer, Deliver
 from nanochat.engine.blocks import BlockPool
@@ -43,7 +44,6 @@ from nanochat.engine.sequence import Sequence as Row
 from nanochat.engine.stats import EngineStats
 from nanochat.engine.steps import Fed, Steps
 from nanochat.engine.streams import TokenStream, hand_over
-from nanochat.engine.transfer import send
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from nanochat.common.device import best_device, compute_dtype
 from nanochat.common.errors import ConfigError, EngineError
 from nanochat.common.files import home_dir
+from nanochat.common.transfer import send
 from nanochat.engine.attend import attend_piece, attend_row
 from nanochat.engine.choice import OperatorChooser
 from nanochat.engine.decode import Buffers, Step, decode
@@ -28,7 +29,6 @@ from nanochat.engine.late import Late
 from nanochat.engine.operators import BUCKETS, Linear, Role, WeightFormat, bucket_of, plain
 from nanochat.engine.paged import PagedDecode, capture_for
 from nanochat.engine.request import NO_TOKEN
-from nanochat.engine.transfer import send
 from nanochat.engine.weights import LayerWeights, fuse
 from nanochat.model.gpt import GPT
 from nanochat.model.layers import RotaryTable

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from nanochat.common.transfer import Arrival, send
 from nanochat.engine.answer import Answer
 from nanochat.engine.request import NO_TOKEN
 from nanochat.engine.sampling import Sampled
 from nanochat.engine.sequence import Sequence
-from nanochat.engine.transfer import Arrival, send
 
 __all__ = ["Choice", "Chosen", "Late"]
 

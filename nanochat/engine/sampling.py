@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.common.transfer import send
 from nanochat.engine.filters import (
     MAX_CHANCE,
     keep_largest,
@@ -26,7 +27,6 @@ from nanochat.engine.filters import (
     pick,
 )
 from nanochat.engine.request import SamplingParams
-from nanochat.engine.transfer import send
 
 __all__ = ["Chooser", "Sampled", "sample", "uniform"]
 

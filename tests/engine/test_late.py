@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat.common.transfer import Arrival, send
 from nanochat.engine.engine import Engine
 from nanochat.engine.forward import Forward
 from nanochat.engine.late import Late
 from nanochat.engine.request import NO_TOKEN, Request, SamplingParams, TokenEvent
 from nanochat.engine.sampling import Chooser, sample
-from nanochat.engine.transfer import Arrival, send
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.engine.conftest import VOCAB_SIZE, random_model, random_tokens

@@ -1,8 +1,8 @@
 """Numbers between host and device, without waiting.   in: numbers   out: tensors
-who calls: forward.py, paged.py, sampling.py, late.py
+who calls: engine (forward.py, sampling.py, late.py), train (loop.py)
 
 A plain copy makes the host wait for everything the device has still to do.
-Read next: late.py (what is read a step late).
+Read next: engine/late.py and train/loop.py (what is read a step late).
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,9 @@ class Arrival:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def read(self) -> list[list[Any]]:
-        """Their numbers; waits for what made them, and for nothing that was asked for later."""
+    def read(self) -> list[Any]:
+        """Their numbers, lists or of a tensor without dimensions one; waits for what made them, and
+        for nothing that was asked for later."""
         if self._event is not None:
             self._event.synchronize()
         return [part.tolist() for part in self._parts]
