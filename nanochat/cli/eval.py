@@ -5,6 +5,7 @@ Read next: evals/runner.py, evals/results.py (the files), docs/evaluate.md.
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from nanochat.common.env import api_key_from_env
 from nanochat.common.errors import ConfigError, EvalError
 from nanochat.common.files import home_dir
 from nanochat.evals.custom import TaskFileOptions, load_task
+from nanochat.evals.questions import told_flags
 from nanochat.evals.task import Mode, Task
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "chosen_tasks", "run"]
 
 MAX_ROWS = 64
+USUAL_TOP_K = 50  # as karpathy/nanochat's evaluation
 SAMPLED_TEMPERATURE = 0.8  # of several answers, which greedily would all be one
 
 
@@ -41,7 +44,8 @@ class Config(CommonOptions, TaskFileOptions):
     """Examine a model: CORE, ARC, MMLU, GSM8K, HumanEval, spelling, bits per byte, the built-in
     world's questions, or tasks of your own.
 
-    A run that was stopped goes on where it was; what was judged before is not asked again.
+    A run that was stopped goes on where it was.  What was judged before is not asked again, unless
+    nobody knows whether the model is the same: with --url a run that came to its end is forgotten.
     """
 
     model: tyro.conf.Positional[str] = ""
@@ -60,15 +64,17 @@ class Config(CommonOptions, TaskFileOptions):
     """Answers to each question that is answered in writing; above 1, pass@k is told, unbiased."""
     temperature: float | None = None
     """Of written answers. None: 0, and with several answers 0.8."""
-    top_k: int | None = 50
-    """Written answers take only the k likeliest tokens. None: all."""
+    top_k: int | None = None
+    """Written answers take only the k likeliest tokens; 0: all. None: 50; with --url nothing is
+    sent of it, since OpenAI's servers refuse what they do not know."""
     max_tokens: int | None = None
     """Most tokens of a written answer. None: what each task says."""
     seed: int = 0
     """Equal seeds give equal answers."""
     data_dir: Path | None = None
     """A folder that holds eval_bundle/, arc/, mmlu/, gsm8k/, humaneval/, spellingbee/, text/, plain
-    or as .gz or .zst. What it lacks is looked for in $NANOCHAT_HOME/data/eval, then loaded."""
+    or as .gz or .zst. What it lacks is looked for in $NANOCHAT_HOME/data/eval, then downloaded, but
+    for text/."""
     mirror: str | None = None
     """An address to load data from, in place of the public ones."""
     offline: bool = False
@@ -84,9 +90,12 @@ class Config(CommonOptions, TaskFileOptions):
     verify: bool = True
     """Compare every file of the model with its SHA-256 first."""
     cache: bool = True
-    """Use and keep verdicts on the same weights, vocabulary, task and parameters."""
+    """Use and keep verdicts on the same weights, vocabulary, task and parameters; with --url until
+    a run comes to its end."""
     sandbox: Literal["auto", "linux", "landlock", "bubblewrap", "container"] = "auto"
     """What keeps the programs of HumanEval in."""
+    sandbox_image: str | None = None
+    """With --sandbox container: an image with Python 3.11 or later. None: python:3.12-slim."""
     unsafe_code: bool = False
     """Run them even where not every wall of the sandbox holds."""
 
@@ -97,10 +106,27 @@ class Config(CommonOptions, TaskFileOptions):
                 "there is no model: name a run, a directory or hf:org/name; with --url the model's "
                 "name there"
             )
-        for name in ("limit", "samples", "max_tokens"):
+        for name, least in (("limit", 1), ("samples", 1), ("max_tokens", 1), ("top_k", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected at least 1")
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}, expected at least {least}")
+        if useless := self._useless():
+            raise ConfigError(f"{'; '.join(useless)}: leave it out")
+
+    def _useless(self) -> list[str]:
+        """What is said and would change nothing."""
+        found = []
+        if self.task_file is None and (told := told_flags(self)):
+            found.append(f"{', '.join(told)} say what is in a --task-file, and there is none")
+        of_weights = {"dtype": "auto", "device": None, "verify": True}
+        told = [f"--{name}" for name, usual in of_weights.items() if getattr(self, name) != usual]
+        if self.url is not None and told:
+            found.append(f"{', '.join(told)} is the server's own affair with --url")
+        if self.url is None and self.api_key_env is not None:
+            found.append("--api-key-env is the key for --url, and there is none")
+        if self.sandbox_image is not None and self.sandbox != "container":
+            found.append(f"--sandbox-image is for --sandbox container, this is {self.sandbox}")
+        return found
 
     @property
     def mode(self) -> Mode:
@@ -117,6 +143,11 @@ def run(config: Config) -> int:
     """
     chosen = chosen_tasks(config, is_chat=None)  # a wrong name is told before weights are read
     if config.url is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "--url under torchrun would ask the server everything once in every process: start "
+                "it without torchrun, requests go out in parallel anyway"
+            )
         return _run(config, chosen, None)
     from nanochat.common.dist import current_world
 
@@ -184,6 +215,8 @@ def _opened(config: Config) -> "tuple[Examinee, bool, Path]":
     if path.is_dir() and is_foreign(path):
         if config.dtype in ("int8", "int4"):
             raise ConfigError(f"dtype is {config.dtype}: of transformers, float32 or bfloat16")
+        if not config.verify:
+            raise ConfigError("--no-verify: a model for transformers has no sums to compare with")
         dtype = "float32" if config.dtype == "auto" else config.dtype
         foreign = ForeignExaminee(path, device=config.device, dtype=dtype)
         return foreign, False, _out(config, home / "evals" / _safe(path.name))
@@ -250,7 +283,7 @@ def _options(config: Config, world: "World | None") -> "RunOptions":
         mode=config.mode,
         num_samples=config.samples,
         temperature=temperature,
-        top_k=config.top_k,
+        top_k=_top_k(config),
         seed=config.seed,
         max_tokens=config.max_tokens,
         keep=home / "cache" / "eval" if config.cache else None,
@@ -263,10 +296,18 @@ def _options(config: Config, world: "World | None") -> "RunOptions":
     return options if world is None else replace(options, processes=world)
 
 
+def _top_k(config: Config) -> int | None:
+    """Of our own models None is all of them; of a server's, nothing said."""
+    if config.url is not None:
+        return config.top_k
+    return USUAL_TOP_K if config.top_k is None else config.top_k or None
+
+
 def _sandbox(config: Config) -> "Sandbox":
     from nanochat.common.sandbox.box import Sandbox
+    from nanochat.common.sandbox.drivers import IMAGE
 
-    return Sandbox(config.sandbox, unsafe=config.unsafe_code)
+    return Sandbox(config.sandbox, unsafe=config.unsafe_code, image=config.sandbox_image or IMAGE)
 
 
 def _settings(config: Config, examinee: "Examinee", options: "RunOptions") -> Mapping[str, Any]:
@@ -277,7 +318,7 @@ def _settings(config: Config, examinee: "Examinee", options: "RunOptions") -> Ma
         "limit": config.limit,
         "samples": config.samples,
         "temperature": options.temperature,
-        "top_k": config.top_k,
+        "top_k": options.top_k,
         "max_tokens": config.max_tokens,
         "seed": config.seed,
         "unsafe_code": config.unsafe_code,

@@ -187,12 +187,17 @@ def _differing_task(one: TaskResult, other: TaskResult) -> Iterator[str]:
         yield from _differing(
             f"{one.label}.data {name}", one.data_sha256[name][:12], other.data_sha256[name][:12]
         )
-    ids = [{record.sample.sample_id for record in task.records} for task in (one, other)]
-    if ids[0] != ids[1]:
+    samples = [
+        {record.sample.sample_id: record.sample for record in each.records} for each in (one, other)
+    ]
+    shared = samples[0].keys() & samples[1].keys()
+    if samples[0].keys() != samples[1].keys():
         yield (
-            f"{one.label}.samples {one.count} against {other.count}, "
-            f"{len(ids[0] & ids[1])} of them the same"
+            f"{one.label}.samples {one.count} against {other.count}, {len(shared)} of them the same"
         )
+    num_changed = sum(samples[0][each] != samples[1][each] for each in shared)
+    if num_changed:
+        yield f"{one.label}.samples: {num_changed} of {len(shared)} ask or expect something else"
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ Read next: scorers.py (who wins), tests/evals/test_core.py (prompts by hand).
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -165,12 +165,16 @@ def _load(entry: CoreEntry, selection: Selection) -> list[Sample]:
             )
         num_shots = len(items) - 1
     render = _RENDERERS[entry.kind]
-    return [
+    samples = [
         render(
             entry, f"{row.number}", item, [items[i] for i in _shots(index, len(items), num_shots)]
         )
         for index, (row, item) in enumerate(zip(rows, items, strict=True))
     ]
+    if num_shots == entry.num_shots:
+        return samples
+    extra = {"flags": ["fewer_shots"], "num_shots": num_shots}
+    return [replace(sample, extra=extra) for sample in samples]
 
 
 def _shots(index: int, count: int, num_shots: int) -> list[int]:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import random
 import re
 import sys
@@ -23,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common.config import from_dict, to_json_dict
-from nanochat.common.errors import ConfigError, DataError
-from nanochat.evals.questions import TaskSpec, baseline_of, judge_of, samples_of
+from nanochat.common.errors import ConfigError, DataError, NanochatError
+from nanochat.evals.questions import TaskSpec, baseline_of, judge_of, samples_of, told_flags
 from nanochat.evals.table import read_table
-from nanochat.evals.task import Sample, Selection, Task
+from nanochat.evals.task import Judge, Judgement, Sample, Selection, Task
 
 __all__ = ["TaskFileOptions", "load_task"]
 
@@ -54,12 +55,18 @@ class _TomlTask(TaskSpec):
 def load_task(path: str, spec: TaskSpec | None = None) -> Task:
     """The task of a file; `spec` says what the columns of a JSONL or CSV file are.
 
-    Raises: DataError naming file, line and column; ConfigError for settings that contradict.
+    Raises: DataError naming file, line and column; ConfigError for settings that contradict, or
+            that say what a TOML or Python file says itself.
     """
     file, _, name = path.partition(":") if ".py:" in path else (path, "", "")
     place = Path(file).expanduser()
     if not place.is_file():
         raise DataError(f"{place} does not exist, expected .jsonl, .csv, .toml or .py")
+    if place.suffix in (".py", ".toml") and spec is not None and (told := told_flags(spec)):
+        raise ConfigError(
+            f"{', '.join(told)} would change nothing: {place.name} says all of it itself, expected "
+            "such flags with a JSONL or CSV file only"
+        )
     if place.suffix == ".py":
         return _python_task(place, name)
     if place.suffix == ".toml":
@@ -169,8 +176,7 @@ def _python_task(path: Path, name: str) -> Task:
             f"{path}, line {error.lineno}, column {error.offset}: {error.msg}"
         ) from None
     except Exception as error:  # whatever the file's own code raises
-        line = _line_in(path, error)
-        raise DataError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+        raise _own_fault(path, error) from error
     if task is None:
         raise DataError(
             f"{path} has no {name or 'TASK and no task()'}, expected a nanochat.evals.task.Task, "
@@ -181,8 +187,52 @@ def _python_task(path: Path, name: str) -> Task:
     return dataclasses.replace(
         task,
         version=f"{task.version}+{_version(path.read_bytes())}",
-        load=lambda selection: list(task.load(selection))[: selection.limit],
+        load=lambda selection: _own_samples(path, task, selection),
+        judge=None if task.judge is None else _own_judge(path, task.judge),
     )
+
+
+def _own_samples(path: Path, task: Task, selection: Selection) -> list[Sample]:
+    """What the file's `load` gives.
+
+    Raises: DataError naming the line for whatever it raises, and for what is no sample.
+    """
+    try:
+        samples = list(task.load(selection))[: selection.limit]
+    except NanochatError:
+        raise
+    except Exception as error:
+        raise _own_fault(path, error) from error
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise DataError(
+                f"{path}: load gave {sample!r:.60}, expected nanochat.evals.task.Sample"
+            )
+    return samples
+
+
+def _own_judge(path: Path, judge: Judge) -> Judge:
+    """The same, but whatever it raises is said with the file's line."""
+
+    def guarded(sample: Sample, output: str) -> Judgement:
+        try:
+            found = judge(sample, output)
+        except NanochatError:
+            raise
+        except Exception as error:
+            raise _own_fault(path, error) from error
+        if not isinstance(found, Judgement) or not math.isfinite(found.score):
+            raise DataError(
+                f"{path}: judge gave {found!r:.60} for sample {sample.sample_id}, expected a "
+                "nanochat.evals.task.Judgement with a number"
+            )
+        return found
+
+    return guarded
+
+
+def _own_fault(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}, line {_line_in(path, error)}: {type(error).__name__}: {error}")
 
 
 def _line_in(path: Path, error: BaseException) -> int | str:

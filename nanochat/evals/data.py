@@ -4,9 +4,9 @@ who calls: runner.py (through Selection.source), custom.py
 A file is looked for, plain, .gz or .zst, in
 
     --data-dir                   a folder that holds eval_bundle/, arc/, mmlu/, gsm8k/, humaneval/,
-                                 spellingbee/
+                                 spellingbee/, text/
     $NANOCHAT_HOME/data/eval     the same, where downloads are kept
-    the network                  download.py, unless --offline
+    the network                  download.py, unless --offline; text/ is nowhere to be had
 The order of rows is decided by their number and a seed, so that of a limited run only the rows that
 are asked are parsed: 200,000 rows of CORE cost a second that way, not eight.
 Read next: download.py, task.py (Source).
@@ -16,13 +16,14 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nanochat.common.errors import DataError
+from nanochat.common.files import sha256_of_file
 from nanochat.corpus.files import read_chunks
 
 __all__ = ["DataFiles", "Order", "Row", "checked_row", "permuted", "shuffled"]
@@ -53,8 +54,14 @@ class DataFiles:
     """Gets a file that is in none of them, and says where it is; None: nothing is fetched."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Of what has been read, unpacked, by its name."""
+    _hashed: dict[str, str] = field(default_factory=dict)
+    """The same of all that share these files' lines: hashed once."""
     _lines: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     """(number, line), without empty ones."""
+
+    def apart(self) -> "DataFiles":
+        """The same files, read once for all; what is read of them from here is noted apart."""
+        return replace(self, sha256={})
 
     def find(self, path: str) -> Path:
         """Where a file is.
@@ -106,14 +113,27 @@ class DataFiles:
         places = " and ".join(str(folder) for folder in self.folders)
         raise DataError(f"there is no folder {path}/ in {places}: pass --data-dir DIR")
 
+    def note(self, name: str, path: Path) -> None:
+        """Remember that a task has read a file by itself, as it lies there.
+
+        Raises: DataError where it cannot be read.
+        """
+        if name not in self._hashed:
+            try:
+                self._hashed[name] = sha256_of_file(path)
+            except OSError as error:
+                raise DataError(f"{path} cannot be read ({error})") from None
+        self.sha256[name] = self._hashed[name]
+
     def _content(self, path: str) -> list[tuple[int, bytes]]:
         if path not in self._lines:
             content = b"".join(read_chunks(self.find(path)))
-            self.sha256[path] = hashlib.sha256(content).hexdigest()
+            self._hashed[path] = hashlib.sha256(content).hexdigest()
             numbered = enumerate(content.split(b"\n"), 1)
             self._lines[path] = [(number, line) for number, line in numbered if line.strip()]
             if not self._lines[path]:
                 raise DataError(f"{self.find(path)} is empty, expected at least one line")
+        self.sha256[path] = self._hashed[path]
         return self._lines[path]
 
 

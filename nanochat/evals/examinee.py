@@ -38,6 +38,8 @@ class Asking:
     stop: tuple[str, ...] = ()
     tools: bool = False
     mode: Mode = "default"
+    note: Callable[[str, str], None] = lambda sample_id, flag: None
+    """Told what is particular about a sample, by a name of scorers.FLAGS; from any thread."""
 
 
 class Examinee(Protocol):
@@ -45,7 +47,10 @@ class Examinee(Protocol):
 
     name: str
     model_hash: str
-    """Of its weights; empty where that is not known, and then nothing is kept between runs."""
+    """Of its weights; empty where they are not known."""
+    service: str
+    """Where they are not known, who answers: what it said is kept until a run comes to its end,
+    and no longer.  Empty: nothing is kept."""
     settings: Mapping[str, Any]
     """What else decides its numbers: vocabulary, dtype, address."""
     chunk_tokens: int
@@ -67,6 +72,7 @@ class EngineExaminee:
     name: str
     engine: "Engine"
     model_hash: str = ""
+    service: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,7 +129,9 @@ class EngineExaminee:
             while True:
                 while len(num_left) < rows and (following := next(waiting, None)) is not None:
                     index, sample = following
-                    request = self._request(index, sample, asking)
+                    request, is_cut = self._request(index, sample, asking)
+                    if is_cut:
+                        asking.note(sample.sample_id, "cut")
                     told[index] = [[] for _ in range(asking.num_samples)]
                     num_left[index] = asking.num_samples
                     self.engine.submit(request, _into(events, index))
@@ -143,17 +151,19 @@ class EngineExaminee:
             for index in num_left:
                 self.engine.cancel(f"eval {index}")
 
-    def _request(self, index: int, sample: Sample, asking: Asking) -> Request:
+    def _request(self, index: int, sample: Sample, asking: Asking) -> tuple[Request, bool]:
+        """What the engine is asked, and whether the prompt lost its beginning."""
         tokenizer, context_len = self.engine.tokenizer, self.engine.context_len
         if isinstance(sample.prompt, str):
             num_kept, prompt = 1, [tokenizer.bos, *tokenizer.encode(sample.prompt)]
         else:
             num_kept, prompt = 2, render_prompt(sample.prompt, tokenizer)
         is_sliding = asking.mode == "nanochat"
-        if not is_sliding and len(prompt) >= context_len:
+        is_cut = not is_sliding and len(prompt) >= context_len
+        if is_cut:
             room = context_len - min(asking.max_tokens, context_len // CUT_SHARE)
             prompt = prompt[:num_kept] + prompt[len(prompt) - (room - num_kept) :]
-        return Request(
+        request = Request(
             request_id=f"eval {index}",
             prompt_tokens=tuple(prompt),
             sampling=SamplingParams(
@@ -168,6 +178,7 @@ class EngineExaminee:
             tools=asking.tools,
             beyond_context="slide" if is_sliding else "refuse",
         )
+        return request, is_cut
 
     def _text(self, events: list[TokenEvent], asking: Asking) -> str:
         """What was written.  By default special tokens that stand nowhere sensible are left out,

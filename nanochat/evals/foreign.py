@@ -58,6 +58,7 @@ class ForeignExaminee:
         self._model = model.to(self.device).eval()
         self.name = path.name
         self.model_hash = _content_hash(path)
+        self.service = ""
         self.settings: Mapping[str, Any] = {"dtype": dtype, "library": "transformers"}
         self.chunk_tokens = 4096
         bos = self._tokenizer.bos_token_id
@@ -92,7 +93,9 @@ class ForeignExaminee:
             else:
                 prompt = self._render(sample.prompt)
             room = max(1, self.encoder.context_len - asking.max_tokens)
-            prompt = prompt[-room:]
+            if len(prompt) > room:
+                prompt = prompt[-room:]
+                asking.note(sample.sample_id, "cut")
             torch.manual_seed(asking.seed)
             choice: dict[str, Any] = {"do_sample": False}
             if asking.temperature:

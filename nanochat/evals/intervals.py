@@ -2,7 +2,7 @@
 who calls: results.py, compare.py, report_eval.py   (imports no torch)
 
     wilson           one share of right answers: 7 of 10 is 0.40 to 0.89
-    bootstrap_*      a mean, or a composite of many tasks (CORE, ChatCORE)
+    bootstrap_*      a mean, bits over bytes, or a composite of many tasks (CORE, ChatCORE)
     mcnemar          two models on the same questions, each right or wrong
     paired_bootstrap two models on the same questions, a composite or scores between 0 and 1
     paired_ratio     two models on the same documents: bits over bytes
@@ -30,6 +30,7 @@ __all__ = [
     "ScoredTask",
     "bootstrap_composite",
     "bootstrap_mean",
+    "bootstrap_ratio",
     "holm",
     "mcnemar",
     "paired_bootstrap",
@@ -39,6 +40,7 @@ __all__ = [
 
 NUM_RESAMPLES = 10_000  # the ends of a 95% interval move by about 1% of its width
 CHUNK_CELLS = 4_000_000  # 32 MB of counts at a time
+MOST_PIECES = 500  # drawn apart; 0.3 s a ratio, and its interval's width is known to 3%
 
 
 class Interval(NamedTuple):
@@ -108,6 +110,30 @@ def bootstrap_mean(
     """
     means = _resampled_means(np.asarray(scores, np.float64)[:, None], num_resamples, seed)
     return _percentiles(means[:, 0], confidence)
+
+
+def bootstrap_ratio(
+    sums: Sequence[float],
+    sizes: Sequence[float],
+    confidence: float = 0.95,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The percentile interval of sums over sizes, such as bits over bytes of documents.
+
+    Of more than 500 documents neighbours are drawn together: their sums are as independent.
+    Raises: EvalError when there are not as many of each, or no document has a size.
+    """
+    if len(sums) != len(sizes) or math.fsum(sizes) <= 0:
+        raise EvalError(
+            f"{len(sums)} sums over {len(sizes)} sizes adding up to {math.fsum(sizes)}: expected "
+            "as many of each, and sizes above 0"
+        )
+    rows = np.column_stack([np.asarray(sums, np.float64), np.asarray(sizes, np.float64)])
+    if len(rows) > MOST_PIECES:
+        rows = np.stack([piece.sum(0) for piece in np.array_split(rows, MOST_PIECES)])
+    return _percentiles(_ratios(_resampled_means(rows, num_resamples, seed)), confidence)
 
 
 def bootstrap_composite(
@@ -202,8 +228,7 @@ def paired_ratio(
         )
     gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     rows = np.column_stack([gains, np.asarray(sizes, np.float64)])
-    means = _resampled_means(rows, num_resamples, seed)
-    ratios = means[:, 0] / np.maximum(means[:, 1], np.finfo(np.float64).tiny)
+    ratios = _ratios(_resampled_means(rows, num_resamples, seed))
     return _paired_test(math.fsum(gains) / math.fsum(sizes), ratios, confidence)
 
 
@@ -245,6 +270,11 @@ def _resampled_means(
             for size in _chunks(num_resamples, len(distinct))
         ]
     )
+
+
+def _ratios(means: "np.ndarray") -> "np.ndarray":
+    """The first column over the second; a draw of empty documents alone has no ratio but 0."""
+    return np.asarray(means[:, 0] / np.maximum(means[:, 1], np.finfo(np.float64).tiny))
 
 
 def _chunks(num_resamples: int, num_cells: int) -> Iterator[int]:

@@ -5,12 +5,14 @@ Read next: scorers.py and code.py (judges), examinee.py (who is asked).
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nanochat.common.errors import EvalError, SandboxError
 from nanochat.evals.examinee import Asking, Examinee
-from nanochat.evals.task import Judge, Judgement, Mode, Sample, Task, Verdict
+from nanochat.evals.task import TIMEOUT, Judge, Judgement, Mode, Sample, Task, Verdict
 
 if TYPE_CHECKING:
     from nanochat.common.sandbox.box import Sandbox
@@ -39,7 +41,7 @@ def judge_of(task: Task, mode: Mode, sandbox: "Sandbox | SandboxError | None") -
         )
         found = judge(sandbox, problem, output, compat=mode == "nanochat")
         said = "" if found.passed else f"{found.reason}: {found.detail}".rstrip(": ")
-        return Judgement(float(found.passed), said)
+        return Judgement(float(found.passed), said, is_final=found.reason != TIMEOUT)
 
     return judge_program
 
@@ -53,6 +55,8 @@ def judged(
         yield from zip(samples, verdicts, strict=True)
         return
     assert task.judge is not None, "a generative task without a judge"
+    flags: defaultdict[str, set[str]] = defaultdict(set)
+    asking = replace(asking, note=lambda sample_id, flag: flags[sample_id].add(flag))
     for index, outputs in examinee.answers(samples, asking):
         sample = samples[index]
         judgements = [task.judge(sample, output) for output in outputs]
@@ -61,6 +65,9 @@ def judged(
         if asking.mode == "nanochat":
             score = max(scores)  # any of them, as the reference counts
         worst = min(judgements, key=lambda judgement: judgement.score)
+        if not all(judgement.is_final for judgement in judgements):
+            flags[sample.sample_id].add(TIMEOUT)
+        found = sorted(flags[sample.sample_id])
         yield (
             sample,
             Verdict(
@@ -70,6 +77,7 @@ def judged(
                 explanation=worst.explanation,
                 outputs=outputs if len(outputs) > 1 else (),
                 scores=scores if len(scores) > 1 else (),
+                details={"flags": found} if found else {},
             ),
         )
 

@@ -80,10 +80,14 @@ class EvalDisplay:
 
     def finish(self, result: TaskResult) -> None:
         """A task is done: its line."""
+        self.close()
+        self._say(result_line(result))
+
+    def close(self) -> None:
+        """No bar stays, and the cursor is back, also where a run is broken off."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
-        self._say(result_line(result))
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -96,11 +100,13 @@ def result_line(result: TaskResult) -> str:
         return f"{name} failed: {result.error}"
     tail = f"{result.count:>7,} samples {_duration(result.seconds):>9}"
     if result.kind == "bits_per_byte":
-        return f"{name}{result.bits_per_byte:>8.4f} bits per byte{'':>17}{tail}"
+        low, high = result.interval
+        return f"{name}{result.bits_per_byte:>8.4f}  ({low:.4f} to {high:.4f})  bits per byte{tail}"
     low, high = result.interval
+    passes = "".join(f"  pass@{k} {value:.2%}" for k, value in result.pass_at.items())
     return (
         f"{name}{result.accuracy:>8.2%}  ({low:.2%} to {high:.2%})  centred {result.centered:>7.4f}"
-        f"{tail}"
+        f"{passes}{tail}"
     )
 
 

@@ -5,6 +5,7 @@ Read next: custom.py (which files), marking.py (who is right).
 """
 
 import ast
+import dataclasses
 import json
 import random
 import re
@@ -18,11 +19,29 @@ from nanochat.evals.marking import mark_contains, mark_exact, mark_number, patte
 from nanochat.evals.table import TableRow
 from nanochat.evals.task import Judge, Sample
 
-__all__ = ["CustomKind", "TaskSpec", "ask", "baseline_of", "judge_of", "samples_of"]
+__all__ = [
+    "CustomKind",
+    "TaskSpec",
+    "ask",
+    "baseline_of",
+    "judge_of",
+    "samples_of",
+    "told_flags",
+]
 
 CustomKind = Literal["multiple-choice", "exact-match", "regex", "generative", "code"]
 EXAMPLES_SEED = 1234  # as in CORE
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHOSEN: tuple[CustomKind, ...] = ("multiple-choice",)
+WRITTEN: tuple[CustomKind, ...] = ("exact-match", "regex", "generative", "code")
+KINDS_OF: dict[str, tuple[CustomKind, ...]] = {
+    "choices": CHOSEN, "delimiter": CHOSEN, "shots": CHOSEN,
+    "answer": ("multiple-choice", "exact-match", "regex", "generative"),
+    "pattern": ("regex",), "match": ("generative",),
+    "code_tests": ("code",), "entry_point": ("code",),
+    "system": WRITTEN, "answer_tokens": WRITTEN, "calculator": WRITTEN,
+}  # fmt: skip
+"""Which kinds a setting says anything about; one that is not here, about all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +90,25 @@ class TaskSpec:
             raise ConfigError(f"task_baseline is {self.task_baseline}, expected 0 to below 1")
         if self.pattern is not None:
             _checked_pattern(self.pattern, "pattern")
+        for name in _told(self):
+            if self.kind is not None and self.kind not in KINDS_OF.get(name, (self.kind,)):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r:.40}, which says nothing about a task of "
+                    f"kind {self.kind}: it is for {', '.join(KINDS_OF[name])}"
+                )
+
+
+def told_flags(spec: TaskSpec) -> list[str]:
+    """The flags about a file of questions that are not at their default."""
+    return [f"--{name.replace('_', '-')}" for name in _told(spec)]
+
+
+def _told(spec: TaskSpec) -> list[str]:
+    return [
+        field.name
+        for field in dataclasses.fields(TaskSpec)
+        if getattr(spec, field.name) != field.default
+    ]
 
 
 def samples_of(spec: TaskSpec, rows: Sequence[TableRow]) -> list[Sample]:

@@ -5,24 +5,27 @@ who calls: runner.py, through cli/eval.py   (imports no torch)
     letters        POST /chat/completions, one token, its likeliest alternatives
     answers        POST /chat/completions, or /completions where the prompt is a text
 
-A server that ignores echo is found out: its answer does not begin with what was sent.
-Read next: scorers.py (what is made of the likelihoods), server/legacy.py (our side of it).
+A server that ignores echo is found out: its answer does not begin with what was sent.  How long its
+context is, nobody has to know: what it refuses as too long is asked again, shorter (`_within`,
+`_cut`) or in parts (`_bits`), and says so (flags cut, parts).
+Read next: echoes.py (what is made of the likelihoods), server/completions.py (our side of it).
 """
 
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from nanochat.common.errors import EvalError
-from nanochat.common.messages import conversation_to_json
-from nanochat.evals.examinee import Asking, bits_verdict
-from nanochat.evals.scorers import Prepared, Scored, num_common, verdict
+from nanochat.common.messages import Conversation, conversation_to_json
+from nanochat.evals.echoes import Echo, echo_bits, echo_of, echo_verdict
+from nanochat.evals.examinee import Asking
 from nanochat.evals.task import Kind, Mode, Sample, Verdict
 
 __all__ = ["RemoteExaminee"]
@@ -32,18 +35,20 @@ MOST_TRIES = 5
 MOST_WAIT_S = 30.0
 TOP_LOGPROBS = 20  # as many as OpenAI's servers tell
 MANY_PROMPTS = 16  # in one request
+HALVING_STEPS = 5  # (7/8)^5 is about a half: so much of a prompt may go to make room for the answer
+# How servers say that a prompt does not fit: OpenAI's and ours, vLLM's, llama.cpp's, Ollama's.
+TOO_LONG = re.compile(
+    r"context_length_exceeded|context (length|size|window)|max_model_len|exceed_context_size"
+    r"|(prompt|input) is too long",
+    re.IGNORECASE,
+)
 
 T = TypeVar("T")
+Prompt = str | Conversation
 
 
-@dataclass(frozen=True, slots=True)
-class _Echo:
-    """One text as the server reads it: its tokens, where each begins in the text, how likely."""
-
-    tokens: list[str]
-    offsets: list[int]
-    logprobs: list[float | None]
-    best: list[str]
+class _TooLongError(Exception):
+    """The server refuses a prompt for its length."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +61,7 @@ class RemoteExaminee:
     api_key: str | None = None
     num_parallel: int = 8
     model_hash: str = ""
+    service: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     chunk_tokens: int = 16384
 
@@ -63,6 +69,7 @@ class RemoteExaminee:
         self.url = self.url.rstrip("/")
         if not self.url.endswith("/v1"):
             self.url += "/v1"
+        self.service = f"{self.name} at {self.url}"
         self.settings = {"url": self.url, **self.settings}
 
     def likelihoods(self, samples: Sequence[Sample], kind: Kind, mode: Mode) -> list[Verdict]:
@@ -73,15 +80,20 @@ class RemoteExaminee:
         if kind == "letter_choice":
             return self._in_parallel(lambda sample: self._letters(sample, mode), samples)
         if kind == "bits_per_byte":
-            texts = [str(sample.prompt) for sample in samples]
-            echoes = self._echoes(texts)
-            return [_bits(*each) for each in zip(samples, texts, echoes, strict=True)]
-        texts = [text for sample in samples for text in sample.texts]
-        following = iter(self._echoes(texts))
-        return [
-            _verdict(sample, kind, mode, [next(following) for _ in sample.choices])
-            for sample in samples
-        ]
+            echoes = self._echoes([str(sample.prompt) for sample in samples])
+            return [self._bits(*each) for each in zip(samples, echoes, strict=True)]
+        following = iter(self._echoes([text for sample in samples for text in sample.texts]))
+        found = []
+        for sample in samples:
+            told = [next(following) for _ in sample.choices]
+            whole = [echo for echo in told if echo is not None]
+            is_whole = len(whole) == len(told)
+            found.append(
+                echo_verdict(sample, kind, mode, whole)
+                if is_whole
+                else self._cut(sample, kind, mode)
+            )
+        return found
 
     def answers(
         self, samples: Sequence[Sample], asking: Asking
@@ -105,25 +117,25 @@ class RemoteExaminee:
             "temperature": asking.temperature,
             "n": asking.num_samples,
             "seed": asking.seed,
+            **({} if asking.top_k is None else {"top_k": asking.top_k}),
             **({"stop": list(asking.stop)} if asking.stop else {}),
         }
+        choices, is_cut = self._within(sample.prompt, body)
+        if is_cut:
+            asking.note(sample.sample_id, "cut")
         if isinstance(sample.prompt, str):
-            answer = self._post("completions", {**body, "prompt": sample.prompt})
-            return tuple(str(choice["text"]) for choice in _choices(answer))
-        messages = conversation_to_json(sample.prompt)
-        answer = self._post("chat/completions", {**body, "messages": messages})
-        return tuple(str(choice["message"]["content"] or "") for choice in _choices(answer))
+            return tuple(str(choice["text"]) for choice in choices)
+        return tuple(str(choice["message"]["content"] or "") for choice in choices)
 
     def _letters(self, sample: Sample, mode: Mode) -> Verdict:
         assert not isinstance(sample.prompt, str), "lettered answers to a text"
         body = {
-            "messages": conversation_to_json(sample.prompt),
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": True,
             "top_logprobs": TOP_LOGPROBS,
         }
-        [choice] = _choices(self._post("chat/completions", body))
+        [choice], is_cut = self._within(sample.prompt, body)
         try:
             told = choice["logprobs"]["content"][0]["top_logprobs"]
             known = {each["token"]: float(each["logprob"]) for each in told}
@@ -148,15 +160,101 @@ class RemoteExaminee:
             else f"no letter among the {TOP_LOGPROBS} likeliest tokens"
             if not is_told
             else f"chose {index}, right is {sample.gold}",
+            details={"flags": ["cut"]} if is_cut else {},
         )
 
-    def _echoes(self, texts: Sequence[str]) -> list[_Echo]:
+    def _within(self, prompt: Prompt, body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+        """The answers, and whether the prompt had to lose its beginning to be taken.
+
+        An answer that does not fit behind its prompt is asked for shorter.  Only a prompt that is
+        too long by itself is cut, by eighths; then at most half of what fits goes to make room for
+        the answer, as examinee.py has it.
+        Raises: EvalError for a server that refuses even the shortest.
+        """
+        if (found := self._with_room(prompt, body)) is not None:
+            return found, False
+        while self._tried(prompt, {**body, "max_tokens": 1}) is None:
+            prompt = _shortened(prompt)
+        for _ in range(HALVING_STEPS):
+            prompt = _shortened(prompt)
+            if (found := self._tried(prompt, body)) is not None:
+                return found, True
+        found = self._with_room(prompt, body)
+        if found is None:
+            raise EvalError(f"{self.url} refuses a prompt as too long that it has taken before")
+        return found, True
+
+    def _with_room(self, prompt: Prompt, body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The answers, as long as they may be; None where not even one token fits."""
+        max_tokens = int(body["max_tokens"])
+        while max_tokens:
+            if (found := self._tried(prompt, {**body, "max_tokens": max_tokens})) is not None:
+                return found
+            max_tokens //= 2
+        return None
+
+    def _tried(self, prompt: Prompt, body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The answers; None where the server finds it too long."""
+        try:
+            if isinstance(prompt, str):
+                return _choices(self._post("completions", {**body, "prompt": prompt}))
+            messages = conversation_to_json(prompt)
+            return _choices(self._post("chat/completions", {**body, "messages": messages}))
+        except _TooLongError:
+            return None
+
+    def _cut(self, sample: Sample, kind: Kind, mode: Mode) -> Verdict:
+        """The verdict once the prompt has lost so much of its beginning that all choices fit.
+
+        Wrong where they do not fit without a prompt either.
+        """
+        prompt = str(sample.prompt)
+        while prompt := prompt[(len(prompt) + 7) // 8 :]:
+            shorter = replace(sample, prompt=prompt)
+            echoes = [echo for echo in self._echoes(shorter.texts) if echo is not None]
+            if len(echoes) == len(sample.choices):
+                return echo_verdict(shorter, kind, mode, echoes, ("cut",))
+        return Verdict(
+            sample_id=sample.sample_id,
+            score=0.0,
+            explanation="longer than the server's context, even without its prompt",
+            details={"flags": ["cut"]},
+        )
+
+    def _bits(self, sample: Sample, echo: Echo | None) -> Verdict:
+        """A document's bits; one that is longer than the server's context is asked in halves."""
+        waiting: list[tuple[str, Echo | None]] = [(str(sample.prompt), echo)]
+        parts: list[tuple[str, Echo]] = []
+        while waiting:
+            text, told = waiting.pop(0)
+            if told is not None:
+                parts.append((text, told))
+                continue
+            if len(text) < 2:
+                raise EvalError(f"{self.url} refuses {text!r} as too long")
+            middle = max(text.rfind(" ", 1, len(text) // 2 + 1), 0) or len(text) // 2
+            halves = [text[:middle], text[middle:]]
+            waiting[:0] = zip(halves, self._echoes(halves), strict=True)
+        return echo_bits(sample, parts)
+
+    def _echoes(self, texts: Sequence[str]) -> list[Echo | None]:
+        """What the server makes of each text; None for one that is too long for it."""
         batches = [
             texts[start : start + MANY_PROMPTS] for start in range(0, len(texts), MANY_PROMPTS)
         ]
-        return [echo for batch in self._in_parallel(self._echo_batch, batches) for echo in batch]
+        return [echo for batch in self._in_parallel(self._some_echoes, batches) for echo in batch]
 
-    def _echo_batch(self, texts: Sequence[str]) -> list[_Echo]:
+    def _some_echoes(self, texts: Sequence[str]) -> list[Echo | None]:
+        """One refuses all in a request, so those are asked again in halves."""
+        try:
+            return [*self._echo_batch(texts)]
+        except _TooLongError:
+            middle = len(texts) // 2
+            if not middle:
+                return [None]
+            return [*self._some_echoes(texts[:middle]), *self._some_echoes(texts[middle:])]
+
+    def _echo_batch(self, texts: Sequence[str]) -> list[Echo]:
         body = {
             "prompt": list(texts),
             "max_tokens": 1,
@@ -167,7 +265,9 @@ class RemoteExaminee:
         choices = sorted(_choices(self._post("completions", body)), key=lambda each: each["index"])
         if len(choices) != len(texts):
             raise EvalError(f"{self.url} gave {len(choices)} answers to {len(texts)} prompts")
-        return [_echo(text, choice, self.url) for text, choice in zip(texts, choices, strict=True)]
+        return [
+            echo_of(text, choice, self.url) for text, choice in zip(texts, choices, strict=True)
+        ]
 
     def _in_parallel(self, ask: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
         with ThreadPoolExecutor(self.num_parallel) as threads:
@@ -186,6 +286,8 @@ class RemoteExaminee:
                     return json.loads(answer.read())
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace")[:300]
+                if error.code in (400, 413, 422) and TOO_LONG.search(said):
+                    raise _TooLongError from None
                 if error.code not in (429, 500, 502, 503, 504) or not left:
                     raise EvalError(f"{self.url}/{path} answers {error.code}: {said}") from None
                 time.sleep(_wait_s(error.headers.get("Retry-After"), left))
@@ -211,94 +313,21 @@ def _choices(answer: Any) -> list[dict[str, Any]]:
         raise EvalError(f"no choices in the answer: {str(answer)[:200]}") from None
 
 
-def _echo(text: str, choice: Mapping[str, Any], url: str) -> _Echo:
-    """The text's own tokens: without what was generated after it, or stands before it."""
-    told = choice.get("logprobs")
-    begin = str(choice.get("text", "")).find(text)
-    if not told or begin < 0:
-        raise EvalError(
-            f"{url} does not echo a prompt with its likelihoods (echo, logprobs): likelihood tasks "
-            "cannot be asked there, generative ones can"
-        )
-    offsets = [offset - begin for offset in told["text_offset"]]
-    kept = [index for index, offset in enumerate(offsets) if 0 <= offset < len(text)]
-    tops = told.get("top_logprobs") or []
-    return _Echo(
-        tokens=[str(told["tokens"][index]) for index in kept],
-        offsets=[offsets[index] for index in kept],
-        logprobs=[told["token_logprobs"][index] for index in kept],
-        best=[_best(told, tops, index) for index in kept],
+def _shortened(prompt: Prompt) -> Prompt:
+    """Without an eighth: the beginning of a text, or of the longest message.
+
+    Raises: EvalError where next to nothing is left.
+    """
+    if isinstance(prompt, str):
+        if len(prompt) < 8:
+            raise EvalError(f"the server refuses {prompt!r} as too long")
+        return prompt[(len(prompt) + 7) // 8 :]
+    longest = max(range(len(prompt)), key=lambda index: len(str(prompt[index].content)))
+    text = prompt[longest].content
+    if not isinstance(text, str):
+        raise EvalError("a question with parts of its own is longer than the server's context")
+    return (
+        *prompt[:longest],
+        replace(prompt[longest], content=str(_shortened(text))),
+        *prompt[longest + 1 :],
     )
-
-
-def _best(told: Mapping[str, Any], tops: Sequence[Any], index: int) -> str:
-    """The likeliest token in a place; the token itself where nothing is likelier."""
-    own, token = told["token_logprobs"][index], str(told["tokens"][index])
-    top = tops[index] if index < len(tops) and tops[index] else {}
-    if own is None or not top or own >= max(top.values()):
-        return token
-    return str(max(top, key=lambda each: top[each]))
-
-
-def _verdict(sample: Sample, kind: Kind, mode: Mode, echoes: Sequence[_Echo]) -> Verdict:
-    places = _places(sample, kind, mode, echoes)
-    scored = []
-    for echo, place in zip(echoes, places, strict=True):
-        logprobs = echo.logprobs[place:]
-        if any(each is None for each in logprobs):
-            raise EvalError(f"sample {sample.sample_id}: a token without likelihood is scored")
-        scored.append(
-            Scored(
-                [each for each in logprobs if each is not None],
-                echo.tokens[place:],
-                echo.best[place:],
-                [],
-            )
-        )
-    compat = places if kind != "multiple_choice" else [_common(echoes)] * len(echoes)
-    prepared = Prepared(
-        sample=sample,
-        kind=kind,
-        mode=mode,
-        texts=[list(range(len(echo.tokens))) for echo in echoes],
-        places=places,
-        compat_places=compat,
-    )
-    return verdict(prepared, scored)
-
-
-def _places(sample: Sample, kind: Kind, mode: Mode, echoes: Sequence[_Echo]) -> list[int]:
-    if kind == "schema":
-        numbered = _numbered(echoes)
-        num_last = num_common(numbered, from_end=True)
-        return [max(1, len(echo.tokens) - num_last) for echo in echoes]
-    if kind == "multiple_choice" and mode == "nanochat":
-        return [_common(echoes)] * len(echoes)
-    prompt = str(sample.prompt)
-    length = len(prompt.rstrip()) if kind == "language_modeling" else len(prompt)
-    return [_place_of(echo, length) for echo in echoes]
-
-
-def _place_of(echo: _Echo, length: int) -> int:
-    """The token that reaches beyond the first `length` characters; never none."""
-    ends = [*echo.offsets[1:], math.inf]
-    place = next(index for index, end in enumerate(ends) if end > length)
-    return min(place, len(echo.tokens) - 1)
-
-
-def _common(echoes: Sequence[_Echo]) -> int:
-    return num_common(_numbered(echoes))
-
-
-def _numbered(echoes: Sequence[_Echo]) -> list[list[int]]:
-    """Equal tokens, equal numbers."""
-    numbers: dict[str, int] = {}
-    return [[numbers.setdefault(token, len(numbers)) for token in each.tokens] for each in echoes]
-
-
-def _bits(sample: Sample, text: str, echo: _Echo) -> Verdict:
-    """Of all tokens that have a likelihood; without <|bos|> the first has none and is left out."""
-    known = [index for index, logprob in enumerate(echo.logprobs) if logprob is not None]
-    begin = echo.offsets[known[0]] if known else len(text)
-    nats = -math.fsum(logprob for logprob in echo.logprobs if logprob is not None)
-    return bits_verdict(sample, nats, len(text[begin:].encode()), len(known))

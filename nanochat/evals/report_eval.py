@@ -137,9 +137,11 @@ def _bits(result: EvalResult) -> str:
     rows = "".join(
         f'<tr><th scope="row">{safe_text(task.label)}</th>'
         + (
-            f"<td><b>{task.bits_per_byte:.4f}</b></td><td>{task.count:,}</td></tr>\n"
+            f"<td><b>{task.bits_per_byte:.4f}</b></td>"
+            f"<td>{task.interval.low:.4f} to {task.interval.high:.4f}</td>"
+            f"<td>{task.count:,}</td></tr>\n"
             if task.is_scored
-            else f'<td colspan="2">no result: {safe_text(task.error or "no documents")}</td></tr>\n'
+            else f'<td colspan="3">no result: {safe_text(task.error or "no documents")}</td></tr>\n'
         )
         for task in tasks
     )
@@ -148,7 +150,8 @@ def _bits(result: EvalResult) -> str:
     return section(
         "Bits per byte",
         '<table class="scores">\n<thead><tr><th scope="col">text</th><th scope="col">bits per byte'
-        f'</th><th scope="col">documents</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n',
+        '</th><th scope="col">95% interval</th><th scope="col">documents</th></tr></thead>\n<tbody>'
+        f"\n{rows}</tbody>\n</table>\n",
     )
 
 

@@ -28,20 +28,20 @@ def _lines(result: EvalResult) -> Iterator[str]:
     settings = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in result.settings.items())
     yield from (f"Procedure: {result.mode}{'; ' if settings else ''}{settings}.", "")
     if result.composites:
-        rows = [
+        composites = [
             (name, f"{each.value:.4f}", f"{each.interval.low:.4f} to {each.interval.high:.4f}",
              str(len(each.baselines)))
             for name, each in result.composites.items()
         ]  # fmt: skip
-        yield from _table(("composite", "value", "95% interval", "tasks"), rows)
+        yield from _table(("composite", "value", "95% interval", "tasks"), composites)
     scored = [task for task in result.tasks.values() if task.kind != "bits_per_byte"]
     if scored:
         head = ("task", "accuracy", "95% interval", "centred", "guessing", "questions")
         yield from _table(head, [_row(task) for task in scored])
     bits = [task for task in result.tasks.values() if task.kind == "bits_per_byte"]
     if bits:
-        sizes = [(task.label, f"{task.bits_per_byte:.4f}", f"{task.count:,}") for task in bits]
-        yield from _table(("text", "bits per byte", "documents"), sizes)
+        about = ("text", "bits per byte", "95% interval", "documents")
+        yield from _table(about, [_bits_row(task) for task in bits])
     for task in result.tasks.values():
         yield from _task(task)
 
@@ -60,6 +60,13 @@ def _row(task: TaskResult) -> tuple[str, ...]:
     )
 
 
+def _bits_row(task: TaskResult) -> tuple[str, ...]:
+    if not task.is_scored:
+        return (task.label, f"no result: {task.error or 'no documents'}", "", "")
+    low, high = task.interval
+    return (task.label, f"{task.bits_per_byte:.4f}", f"{low:.4f} to {high:.4f}", f"{task.count:,}")
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|---|{'---:|' * (len(head) - 1)}"
@@ -70,11 +77,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _task(task: TaskResult) -> Iterator[str]:
     num_failed = count_failures(task)
-    if not num_failed and not task.notes:
+    told = [*(f"pass@{k}: {percent(value)}" for k, value in task.pass_at.items()), *task.notes]
+    if not num_failed and not told:
         return
     yield from (f"## {_plain(task.label)}", "")
-    yield from (f"- {_plain(note)}" for note in task.notes)
-    if task.notes:
+    yield from (f"- {_plain(each)}" for each in told)
+    if told:
         yield ""
     for failure in islice(failures_of(task), MOST_PER_TASK):
         yield from _failure(failure)

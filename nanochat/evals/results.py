@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from nanochat.common.errors import DataError
 from nanochat.common.files import read_json, write_json_atomically
-from nanochat.evals.intervals import Interval, bootstrap_mean, wilson
+from nanochat.evals.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
 from nanochat.evals.records import SampleRecord, finite, read_jsonl, write_jsonl
 from nanochat.evals.task import Kind, Mode, Verdict
 
@@ -91,13 +91,18 @@ class TaskResult:
 
     @property
     def interval(self) -> Interval:
-        """95%: Wilson's for right and wrong, resampled where scores lie between.
+        """95%: Wilson's for right and wrong, resampled where scores lie between and for bits.
 
-        Of the accuracy; NaN where there is none.
+        Of the accuracy, or of the bits per byte; NaN where there is none.
         """
-        if self.kind == "bits_per_byte" or not self.is_scored:
+        if not self.is_scored:
             return Interval(math.nan, math.nan)
         scores = [verdict.score for verdict in self.verdicts]
+        if self.kind == "bits_per_byte":
+            sizes = [float(verdict.details["num_bytes"]) for verdict in self.verdicts]
+            if not math.isfinite(self.bits_per_byte):
+                return Interval(math.nan, math.nan)
+            return bootstrap_ratio(scores, sizes)
         if all(score in (0.0, 1.0) for score in scores):
             return wilson(round(sum(scores)), len(scores))
         return bootstrap_mean(scores)
@@ -113,7 +118,11 @@ class TaskResult:
             "baseline": self.baseline,
             "kind": self.kind,
             "version": self.version,
-            **({"bits_per_byte": self.bits_per_byte} if self.kind == "bits_per_byte" else {}),
+            **(
+                {"bits_per_byte": finite(self.bits_per_byte)}
+                if self.kind == "bits_per_byte"
+                else {}
+            ),
             **({"pass_at": {str(k): p for k, p in self.pass_at.items()}} if self.pass_at else {}),
             "data_sha256": dict(self.data_sha256),
             "seconds": round(self.seconds, 3),

@@ -3,22 +3,28 @@ who calls: cli/eval.py, train (through cli), bench
 
     samples -> chunks -> the processes take turns -> verdicts, each kept at once -> TaskResult
 
-A chunk is what is computed together.  Chunks depend on the samples alone, not on the number of
-processes or on what a killed run left, so that the numbers do not either.  A task whose data is
-missing or malformed fails alone; what could fail is looked at before the first question is asked.
+A chunk of likelihoods is what is computed together.  Chunks depend on the samples alone, not on
+the number of processes or on what a killed run left, so that the numbers do not either.  Answers
+are written by the process they fall to, a share each, in the engine's own batches: a token depends
+on its row's logits, the seed and the step, and logits agree within 1e-4 in any batch, in float32
+(docs/engine.md), so that answers are the same unless two tokens are as close as that.
+A task whose data is missing or malformed, or whose own code fails, fails alone; what could fail is
+looked at before the first question is asked.
 Read next: examinee.py (who answers), judging.py (who judges), cache.py (what is kept).
 """
 
 import contextlib
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from nanochat.common.env import is_debug
 from nanochat.common.errors import ConfigError, EvalError, NanochatError, SandboxError
-from nanochat.evals.cache import Journal, digest_of
+from nanochat.evals.cache import Journal, digest_of, prune
 from nanochat.evals.examinee import Asking, Examinee
 from nanochat.evals.judging import judge_of, judged, pass_at
 from nanochat.evals.records import SampleRecord
@@ -37,7 +43,10 @@ __all__ = [
 ]
 
 CHUNK_SAMPLES = 256  # at most, however short they are
+SERVICE_S = 86_400.0  # for so long a stopped run takes a name at an address for the same model
 CHARACTERS_PER_TOKEN = 3  # roughly; only the size of chunks depends on it
+
+T = TypeVar("T")
 
 
 class Processes(Protocol):
@@ -52,10 +61,7 @@ class Processes(Protocol):
         """How many there are."""
 
     def largest(self, number: int) -> int:
-        """The largest of all processes' numbers."""
-
-    def wait(self) -> None:
-        """Until all are here."""
+        """The largest of all processes' numbers, once all are here."""
 
 
 class Reporter(Protocol):
@@ -70,6 +76,9 @@ class Reporter(Protocol):
     def finish(self, result: TaskResult) -> None:
         """A task is done."""
 
+    def close(self) -> None:
+        """Nothing more will be told: all is done, or the run was broken off."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Alone:
@@ -79,9 +88,6 @@ class _Alone:
     def largest(self, number: int) -> int:
         """This process's own."""
         return number
-
-    def wait(self) -> None:
-        """For nobody."""
 
 
 class _Silent:
@@ -93,6 +99,9 @@ class _Silent:
 
     def finish(self, result: TaskResult) -> None:
         """Say nothing."""
+
+    def close(self) -> None:
+        """There was nothing to see."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,14 +145,22 @@ def run_tasks(
     examinee: Examinee, tasks: Sequence[Task], options: RunOptions
 ) -> dict[str, TaskResult]:
     """The result of each task, by label; one that failed says why."""
+    if options.keep is not None and options.processes.rank == 0:
+        prune(options.keep)
     with contextlib.ExitStack() as stack:
+        stack.callback(options.reporter.close)
         sandbox: Sandbox | SandboxError | None = None
         if any(task.runs_code for task in tasks):
             try:
                 sandbox = stack.enter_context((options.open_sandbox or _default_sandbox)())
-            except SandboxError as error:
-                sandbox = error
-        return {task.name: _run(examinee, task, options, sandbox) for task in tasks}
+            except (OSError, SandboxError) as error:
+                sandbox = SandboxError(str(error))
+        results = {task.name: _run(examinee, task, options, sandbox) for task in tasks}
+    if not examinee.model_hash:  # what a stopped run goes on with; the next one asks anew
+        for task in tasks:
+            if results[task.name].is_scored:
+                _journal(examinee, task, _asking(task, options), options, sandbox).forget()
+    return results
 
 
 def _default_sandbox() -> "Sandbox":
@@ -162,48 +179,89 @@ def _run(
     empty = TaskResult(
         label=task.name, version=task.version, kind=task.kind, baseline=task.baseline
     )
-    before = set(getattr(options.source, "sha256", {}))
+    options = replace(options, source=options.source.apart())
     try:
-        judge = judge_of(task, options.mode, sandbox)
-        samples = task.load(
-            Selection(source=options.source, limit=options.limit, mode=options.mode)
-        )
-        if not samples:
-            raise EvalError(f"{task.name} has no samples")
-        verdicts = _verdicts(examinee, replace(task, judge=judge), samples, options)
-    except NanochatError as error:
+        task, samples = _agreed(task, options.processes, lambda: _opened(task, options, sandbox))
+        verdicts = _verdicts(examinee, task, samples, options, sandbox)
+    except EvalError as error:
         result = replace(empty, error=str(error))
     else:
-        hashes = getattr(options.source, "sha256", {})
+        records = tuple(
+            SampleRecord(task=task.name, sample=sample, verdict=verdict)
+            for sample, verdict in zip(samples, verdicts, strict=True)
+        )
         result = replace(
             empty,
-            records=tuple(
-                SampleRecord(task=task.name, sample=sample, verdict=verdict)
-                for sample, verdict in zip(samples, verdicts, strict=True)
-            ),
+            records=records,
             pass_at=pass_at(verdicts, options.num_samples),
-            data_sha256={path: hashes[path] for path in hashes if path not in before},
-            notes=(*task.notes, *_flag_notes(verdicts)),
+            data_sha256=dict(options.source.sha256),
+            notes=(*task.notes, *_flag_notes(records)),
         )
     result = replace(result, seconds=time.monotonic() - start_s)
     options.reporter.finish(result)
     return result
 
 
+def _opened(
+    task: Task, options: RunOptions, sandbox: "Sandbox | SandboxError | None"
+) -> tuple[Task, Sequence[Sample]]:
+    """The task with its judge, and its questions."""
+    judge = judge_of(task, options.mode, sandbox)
+    samples = task.load(Selection(source=options.source, limit=options.limit, mode=options.mode))
+    if not samples:
+        raise EvalError(f"{task.name} has no samples")
+    return replace(task, judge=judge), samples
+
+
+def _agreed(task: Task, processes: Processes, work: Callable[[], T]) -> T:
+    """What comes of `work` here, once it has come to its end in all processes.
+
+    Raises: EvalError where it failed in any, whatever it raised: one task's code must not end the
+            others.
+    """
+    done: list[T] = []
+    problem: Exception | None = None
+    try:
+        done.append(work())
+    except Exception as error:
+        problem = error
+        if not isinstance(error, NanochatError) and is_debug():
+            traceback.print_exception(error)
+    if processes.largest(int(problem is not None)):
+        if problem is None:
+            raise EvalError(f"{task.name} failed in another process")
+        raise EvalError(_told(problem)) from problem
+    return done[0]
+
+
+def _told(error: Exception) -> str:
+    """A user's mistake in its own words; what nobody expected with the line it came from."""
+    if isinstance(error, NanochatError):
+        return str(error)
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}; "
+        "NANOCHAT_LOG=debug shows how it came to this)"
+    )
+
+
 def _verdicts(
-    examinee: Examinee, task: Task, samples: Sequence[Sample], options: RunOptions
+    examinee: Examinee,
+    task: Task,
+    samples: Sequence[Sample],
+    options: RunOptions,
+    sandbox: "Sandbox | SandboxError | None",
 ) -> list[Verdict]:
     """The verdicts on all samples, whichever process gave them."""
     asking = _asking(task, options)
-    keep = options.keep if examinee.model_hash else None
-    journal = Journal(keep, _key(examinee, task, asking))
-    digests = [digest_of(sample) for sample in samples]
-    known = journal.known(samples)
     processes = options.processes
-    processes.wait()  # nobody writes before all have read
+    journal = _journal(examinee, task, asking, options, sandbox)
+    digests = _agreed(task, processes, lambda: [digest_of(sample) for sample in samples])
+    read = _agreed(task, processes, lambda: journal.known(samples))  # before anybody writes
+    known = {digest: verdict for digest, verdict in read.items() if verdict.is_final}
     options.reporter.start(task.name, len(samples), sum(digest in known for digest in digests))
-    problem: NanochatError | None = None
-    try:
+
+    def ask() -> None:
         for chunk in _own_chunks(samples, examinee.chunk_tokens, task, processes):
             missing = [sample for sample in chunk if digest_of(sample) not in known]
             if not missing:
@@ -213,25 +271,35 @@ def _verdicts(
             for sample, verdict in judged(examinee, task, asked, asking):
                 journal.add(sample, verdict)
                 options.reporter.advance(1)
-    except NanochatError as error:
-        problem = error
+
+    try:
+        _agreed(task, processes, ask)
     finally:
         journal.close()
-    if processes.largest(int(problem is not None)):
-        raise problem or EvalError(f"{task.name} failed in another process")
-    found = {**known, **journal.known(samples)}
-    processes.wait()
-    missing_ids = [
-        sample.sample_id
-        for sample, digest in zip(samples, digests, strict=True)
-        if digest not in found
-    ]
-    if missing_ids:
+    found = _agreed(task, processes, lambda: {**known, **journal.known(samples)})
+    num_missing = sum(digest not in found for digest in digests)
+    if num_missing:
         raise EvalError(
-            f"{task.name}: {len(missing_ids)} verdicts of other processes are not in {keep}: "
+            f"{task.name}: {num_missing} verdicts of other processes are not in {journal.folder}: "
             "expected a folder that all of them see"
         )
     return [found[digest] for digest in digests]
+
+
+def _journal(
+    examinee: Examinee,
+    task: Task,
+    asking: Asking,
+    options: RunOptions,
+    sandbox: "Sandbox | SandboxError | None",
+) -> Journal:
+    """Where the verdicts of a task are kept, if it is known whose they are."""
+    is_known = bool(examinee.model_hash or examinee.service)
+    return Journal(
+        options.keep if is_known else None,
+        _key(examinee, task, asking, sandbox),
+        most_age_s=None if examinee.model_hash else SERVICE_S,
+    )
 
 
 def _own_chunks(
@@ -275,10 +343,12 @@ def _asking(task: Task, options: RunOptions) -> Asking:
     )
 
 
-def _key(examinee: Examinee, task: Task, asking: Asking) -> Mapping[str, Any]:
+def _key(
+    examinee: Examinee, task: Task, asking: Asking, sandbox: "Sandbox | SandboxError | None"
+) -> Mapping[str, Any]:
     """Everything that decides a verdict but the sample itself."""
     key: dict[str, Any] = {
-        "model": examinee.model_hash,
+        "model": examinee.model_hash or examinee.service,
         **examinee.settings,
         "task": task.name,
         "version": task.version,
@@ -295,10 +365,17 @@ def _key(examinee: Examinee, task: Task, asking: Asking) -> Mapping[str, Any]:
             "stop": list(asking.stop),
             "tools": asking.tools,
         }
+    if task.runs_code and not (sandbox is None or isinstance(sandbox, SandboxError)):
+        key |= {"sandbox": sandbox.driver, "unsafe_code": sandbox.is_unsafe}
     return key
 
 
-def _flag_notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """What is particular about some samples, counted."""
-    counts = Counter(flag for each in verdicts for flag in each.details.get("flags", ()))
-    return [f"{counts[flag]} of {len(verdicts)}: {FLAGS[flag]}" for flag in FLAGS if counts[flag]]
+def _flag_notes(records: Sequence[SampleRecord]) -> list[str]:
+    """What is particular about some samples, or about how they were answered, counted."""
+    counts = Counter(
+        flag
+        for each in records
+        for about in (each.sample.extra, each.verdict.details)
+        for flag in about.get("flags", ())
+    )
+    return [f"{counts[flag]} of {len(records)}: {FLAGS[flag]}" for flag in FLAGS if counts[flag]]

@@ -34,6 +34,9 @@ FLAGS = {
     "differs": "karpathy/nanochat's procedure gives another verdict (--compat nanochat)",
     "separate": "the prompt's last token spans the continuation: both were encoded apart",
     "cut": "the text is longer than the context, and lost its beginning",
+    "parts": "the document is longer than the server's context, and was asked in parts",
+    "fewer_shots": "so few rows are asked (limit) that fewer examples than the task's stand before",
+    "timeout": "a program ran out of time, perhaps on a busy machine; the next run judges again",
 }
 """What may be particular about a sample, as a note counts it."""
 

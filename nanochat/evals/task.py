@@ -22,6 +22,7 @@ from nanochat.common.errors import EvalError
 from nanochat.common.messages import Conversation
 
 __all__ = [
+    "TIMEOUT",
     "Judge",
     "Judgement",
     "Kind",
@@ -38,6 +39,10 @@ Kind = Literal[
 ]
 Mode = Literal["default", "nanochat"]
 """nanochat: the procedure of karpathy/nanochat bit by bit, its defects included."""
+
+
+TIMEOUT = "timeout"
+"""The flag of a verdict that a less busy machine may not repeat."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +81,8 @@ class Judgement(NamedTuple):
     """1 right, 0 wrong, or a share between."""
     explanation: str = ""
     """Why, in a few words; shown beside failures."""
+    is_final: bool = True
+    """False where time ran out: the next run judges again."""
 
 
 Judge = Callable[[Sample, str], Judgement]
@@ -98,6 +105,16 @@ class Source(Protocol):
 
     def folder(self, path: str) -> Path:
         """A folder of data."""
+
+    def note(self, name: str, path: Path) -> None:
+        """Remember that a file of such a folder was read."""
+
+    def apart(self) -> "Source":
+        """The same files; what is read of them from here is noted apart."""
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """Of what has been read, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,3 +188,8 @@ class Verdict:
     def is_correct(self) -> bool:
         """Whether all of it is right."""
         return self.score >= 1.0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether judging again could come to nothing else: no program ran out of time."""
+        return TIMEOUT not in self.details.get("flags", ())

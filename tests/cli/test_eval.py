@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from nanochat.cli.eval import Config, chosen_tasks
 from nanochat.cli.main import main
 from nanochat.common.dist import World
 from nanochat.common.errors import ConfigError, TrainingError
+from nanochat.engine.engine import Engine
 from nanochat.evals.results import read_results
+from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.cli.models import save_model
-from tests.conftest import REPOSITORY
+from tests.cli.models import CONTEXT_LEN, save_model
+from tests.conftest import LOGITS_ATOL, REPOSITORY
 from tests.evals.bundle import write_bundle
+from tests.evals.foreign_model import write_foreign
+from tests.server.conftest import live
 from tests.train import test_failures
 
 
@@ -100,6 +105,105 @@ def test_a_task_of_ones_own_runs_beside_the_others(
     assert list(told["tasks"]) == ["own"] and told["tasks"]["own"]["count"] == 1
 
 
+@pytest.mark.req("FR-043")
+def test_a_task_without_data_leaves_the_others_their_reports(
+    home: Path, data: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer, stage="pretrain")
+    shutil.rmtree(data / "text")
+    words = ("--data-dir", str(data), "--tasks", "copa,piqa,bits_per_byte", "--limit", "4")
+    assert evaluate(*words, "--out", str(home / "out"), "--json") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]
+    assert told["bits_per_byte"]["bits_per_byte"] is None
+    assert told["bits_per_byte"]["error"].startswith("there is no folder text/ in")
+    assert told["copa"]["count"] == 4 and not told["copa"]["notes"]
+    assert any(note.startswith("4 of 4: so few rows are asked") for note in told["piqa"]["notes"])
+    markdown = (home / "out/report.md").read_text()
+    assert "no result: there is no folder text/" in markdown and " nan " not in markdown
+    assert "4 of 4: so few rows are asked" in markdown
+    assert (home / "out/report.html").is_file()
+
+
+@pytest.mark.req("FR-043", "FR-053")
+def test_a_model_behind_our_own_server_is_examined_as_from_its_files(
+    home: Path, data: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(home, tiny_tokenizer)
+    (data / "text/valid.txt").write_text("The fox jumps over the lazy dog. " * 12)
+    own = home / "sentences.jsonl"  # the third is longer than the context
+    rows = [{"question": "the " * n, "choices": ["fox", "dog"], "answer": 0} for n in (3, 9, 200)]
+    own.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--data-dir", str(data), "--tasks", "copa,ARC-Easy,GSM8K,bits_per_byte"]
+    words += ["--task-file", str(own), "--kind", "multiple-choice", "--max-tokens", "4", "--json"]
+    engine = Engine(model, tiny_tokenizer, format="float32")
+    served = ServedModel(name="m", tokenizer=tiny_tokenizer, context_len=CONTEXT_LEN, created=0)
+    assert evaluate(*words, "--limit", "3") == 0
+    with live(create_app(engine, served)) as url:
+        assert main(["eval", "m", "--url", url, "--offline", *words, "--limit", "3"]) == 0
+    ours, theirs = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    found = [read_results(Path(told["out"])).tasks for told in (ours, theirs)]
+    assert theirs["settings"]["top_k"] is None and ours["settings"]["top_k"] == 50
+    for label, task in theirs["tasks"].items():
+        assert task["error"] is None and task["count"] == ours["tasks"][label]["count"]
+    for here, there in zip(*(tasks["copa"].verdicts for tasks in found), strict=True):
+        assert there.choice_logprobs == pytest.approx(here.choice_logprobs, abs=LOGITS_ATOL)
+    for here, there in zip(*(tasks["GSM8K"].verdicts for tasks in found), strict=True):
+        assert there.output == here.output
+    flagged = [
+        [record.verdict.details.get("flags") for record in tasks["sentences"].records]
+        for tasks in found
+    ]
+    assert flagged[0] == flagged[1] and sum(flags == ["cut"] for flags in flagged[0]) == 1
+    [document] = found[1]["bits_per_byte"].verdicts
+    assert document.details["flags"] == ["parts"] and document.details["num_parts"] > 1
+    numbers = [tasks["bits_per_byte"].bits_per_byte for tasks in found]
+    assert numbers[1] == pytest.approx(numbers[0], rel=0.2)  # windows begin elsewhere
+
+
+@pytest.mark.req("FR-037")
+def test_a_model_of_transformers_is_examined_from_its_folder(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    folder, own = home / "gpt2", home / "own.jsonl"
+    write_foreign(folder)
+    own.write_text('{"question": "one two", "choices": ["three", "four"], "answer": 1}\n')
+    words = ["eval", str(folder), "--task-file", str(own), "--kind", "multiple-choice"]
+    words += ["--device", "cpu", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["model"] == "gpt2" and told["settings"]["library"] == "transformers"
+    assert told["tasks"]["own"]["count"] == 1 and len(told["settings"]["model_sha256"]) == 64
+    assert main([*words, "--no-verify"]) == 2
+    assert "--no-verify: a model for transformers has no sums" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shots", "2"], "--shots say what is in a --task-file, and there is none: leave it out"),
+        (["--url", "http://x", "--dtype", "int8", "--device", "cpu", "--no-verify"],
+         "--dtype, --device, --verify is the server's own affair with --url"),
+        (["--api-key-env", "KEY"], "--api-key-env is the key for --url, and there is none"),
+        (["--sandbox-image", "x"], "--sandbox-image is for --sandbox container, this is auto"),
+        (["--top-k", "-1"], "top_k is -1, expected at least 0"),
+    ],
+)  # fmt: skip
+def test_flags_that_would_change_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "m", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_server_is_asked_by_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["eval", "m", "--url", "http://127.0.0.1:9", "--tasks", "world"]) == 2
+    assert "--url under torchrun would ask" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_told_in_one_line(
     home: Path, data: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +212,10 @@ def test_what_is_wrong_is_told_in_one_line(
     assert "no task is called 'nothing'" in capsys.readouterr().err
     assert evaluate("--tasks", "copa") == 2
     assert "no task was scored: eval_bundle" in capsys.readouterr().err
+    own = home / "world.jsonl"
+    own.write_text('{"question": "1?", "choices": ["a", "b"], "answer": 0}\n')
+    assert evaluate("--task-file", str(own), "--kind", "multiple-choice") == 2
+    assert "a task of your own is called 'world'" in capsys.readouterr().err
     assert evaluate("--data-dir", str(data / "absent")) == 2
     assert "is not a directory" in capsys.readouterr().err
     assert main(["eval"]) == 2

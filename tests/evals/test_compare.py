@@ -104,6 +104,13 @@ def changed(result: EvalResult, **values: object) -> EvalResult:
     return replace(result, tasks={"x": replace(result.tasks["x"], **values)})  # type: ignore[arg-type]
 
 
+def reworded(result: EvalResult, count: int) -> EvalResult:
+    """With the same numbers, and no hashes, on data that somebody has edited."""
+    records = result.tasks["x"].records
+    edited = [replace(each, sample=replace(each.sample, prompt="new")) for each in records[:count]]
+    return changed(result, records=(*edited, *records[count:]), data_sha256={})
+
+
 BASE = make_result("a", {"x": RIGHT})
 
 
@@ -118,6 +125,7 @@ BASE = make_result("a", {"x": RIGHT})
         (changed(BASE, data_sha256={"x.jsonl": "c" * 64}), "x.data x.jsonl abababababab against c"),
         (make_result("b", {"x": RIGHT[:90]}), "x.samples 100 against 90, 90 of them the same"),
         (make_result("b", {"x": RIGHT, "y": RIGHT}), "tasks only b has: y"),
+        (reworded(BASE, 3), "x.samples: 3 of 100 ask or expect something else"),
     ],
 )
 def test_what_was_not_asked_alike_is_refused_by_name(other: EvalResult, key: str) -> None:

@@ -84,7 +84,10 @@ def test_a_limit_takes_the_first_rows_and_their_examples_from_them(folder: Path)
 def test_more_examples_than_rows_end_the_reference_and_are_fewer_by_default(folder: Path) -> None:
     with pytest.raises(EvalError, match="needs --limit above 10"):
         load_samples(BY_NAME["piqa"], folder, limit=4, mode="nanochat")
-    assert str(load_samples(BY_NAME["piqa"], folder, limit=4)[0].prompt).count("Question:") == 4
+    few = load_samples(BY_NAME["piqa"], folder, limit=4)
+    assert str(few[0].prompt).count("Question:") == 4
+    assert {str(each.extra) for each in few} == {"{'flags': ['fewer_shots'], 'num_shots': 3}"}
+    assert not any(each.extra for each in load_samples(BY_NAME["piqa"], folder, limit=11))
 
 
 @pytest.mark.req("FR-037")

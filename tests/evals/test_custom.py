@@ -208,6 +208,43 @@ def test_python(tmp_path: Path) -> None:
     assert load_task(put(tmp_path / "backwards.py", PYTHON + "\n")).version != task.version
 
 
+BROKEN = PYTHON.replace('f"expected {sample.gold}"', "sample.goal")
+
+
+def test_what_a_python_task_raises_is_said_with_its_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "broken.py", BROKEN)
+    task = load_task(path)
+    assert task.judge is not None
+    with pytest.raises(DataError, match="broken.py, line 14: AttributeError: 'Sample' object"):
+        task.judge(task.load(ALL)[0], "x")
+    put(tmp_path / "broken.py", PYTHON.replace("word[::-1])", "word[9])"))
+    with pytest.raises(DataError, match="broken.py, line 9: IndexError: string index out"):
+        load_task(path).load(ALL)
+    put(tmp_path / "broken.py", PYTHON.replace("return Judgement(", "return tuple((").replace(
+        'expected {sample.gold}")', 'expected {sample.gold}"))'))  # fmt: skip
+    judge = load_task(path).judge
+    assert judge is not None
+    with pytest.raises(DataError, match=r"judge gave \(.* for sample level, expected a nanochat"):
+        judge(load_task(path).load(ALL)[0], "x")
+    put(tmp_path / "broken.py", PYTHON.replace("return [Sample(", "return [dict("))
+    with pytest.raises(DataError, match="load gave {.*expected nanochat.evals.task.Sample"):
+        load_task(path).load(ALL)
+
+
+def test_flags_that_would_change_nothing_are_refused_by_name(tmp_path: Path) -> None:
+    put(tmp_path / "capitals.jsonl", CAPITALS)
+    toml = put(tmp_path / "t.toml", 'file = "capitals.jsonl"\nkind = "multiple-choice"\n')
+    python = put(tmp_path / "p.py", PYTHON)
+    assert load_task(toml, TaskFileOptions(task_file=toml)).name == "t"
+    for path in (toml, python, f"{python}:TASK"):
+        with pytest.raises(ConfigError, match="--kind, --shots would change nothing: [tp]"):
+            load_task(path, TaskFileOptions(task_file=path, kind="multiple-choice", shots=2))
+    with pytest.raises(ConfigError, match="pattern is 'x', which says nothing .* it is for regex"):
+        TaskSpec(kind="generative", pattern="x")
+    with pytest.raises(ConfigError, match="shots is 2, which says nothing about .* kind code"):
+        TaskSpec(kind="code", shots=2)
+
+
 MULTIPLE = '{"question": "?", "choices": ["a", "b"], "answer": "%s"}\n'
 
 

@@ -1,6 +1,7 @@
 """Where data is found, in which order its rows come, and what is said of what is wrong."""
 
 import gzip
+import hashlib
 import random
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def test_a_file_is_found_plain_and_packed(tmp_path: Path, suffix: str) -> None:
         ({"n": 3}, 4),
     ]
     assert rows[1].where == f"{tmp_path}/a.jsonl{suffix}, line 3"
-    assert files.sha256["a.jsonl"] == DataFiles([tmp_path]).sha256.get(
-        "a.jsonl", files.sha256["a.jsonl"]
-    )
+    assert files.sha256 == {"a.jsonl": hashlib.sha256(LINES).hexdigest()}
+    apart = files.apart()
+    assert apart.sha256 == {} and apart.rows("a.jsonl") == rows and apart.sha256 == files.sha256
 
 
 @pytest.mark.req("FR-037")

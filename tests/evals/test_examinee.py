@@ -25,6 +25,7 @@ from nanochat.evals.task import Sample, Verdict
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.engine.conftest import CONTEXT_LEN, random_model
+from tests.evals.foreign_model import write_foreign
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,14 @@ def test_a_prompt_beyond_the_context_is_cut_or_slides_as_the_reference(
 ) -> None:
     long = [Sample(sample_id="1", prompt=(Message("user", "word " * 200),))]
     for mode in ("default", "nanochat"):
-        asking = Asking(max_tokens=3, mode=mode)  # type: ignore[arg-type]
+        told: list[tuple[str, str]] = []
+        asking = Asking(
+            max_tokens=3,
+            mode=mode,  # type: ignore[arg-type]
+            note=lambda *about, told=told: told.append(about),  # type: ignore[misc]
+        )
         assert len(list(examinee.answers(long, asking))) == 1
+        assert told == ([("1", "cut")] if mode == "default" else [])
 
 
 # --------------------------------------------------------------------------------- transformers
@@ -134,22 +141,7 @@ def test_a_prompt_beyond_the_context_is_cut_or_slides_as_the_reference(
 
 def test_a_model_of_transformers_scores_as_its_own_loss_says(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tokenizers import Tokenizer as Words
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    names = ["<s>", "one", "two", "three", "four", "A", "B"]
-    words = Words(WordLevel({name: index for index, name in enumerate(names)}, unk_token="<s>"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="<s>"
-    ).save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12}
-    ids = {"bos_token_id": 0, "eos_token_id": 0}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(names), **size, **ids)).eval()
-    model.save_pretrained(tmp_path)
+    model = write_foreign(tmp_path)
     assert is_foreign(tmp_path) and not is_foreign(tmp_path.parent)
     foreign = ForeignExaminee(tmp_path, device="cpu")
     assert len(foreign.model_hash) == 64 and foreign.encoder.context_len == 12
@@ -188,6 +180,8 @@ def test_the_terminal_is_told_the_number_and_how_sure_it_is() -> None:
     )
     line = result_line(result(records=(record,) * 4, seconds=75.0))
     assert "100.00%  (51.01% to 100.00%)  centred  1.0000" in line and "1 min 15 s" in line
+    several = result_line(result(records=(record,), pass_at={1: 0.25, 8: 0.75}))
+    assert "pass@1 25.00%  pass@8 75.00%" in several
     assert result_line(result(error="no file")).endswith("failed: no file")
     assert result_line(result(records=(record,), seconds=7330.0)).endswith("2 h 02 min")
 
@@ -202,3 +196,16 @@ def test_plain_lines_tell_progress_and_what_is_left(monkeypatch: pytest.MonkeyPa
     text = stream.getvalue()
     assert "2 of 10 samples are known already" in text and "copa: 6 of 10" in text
     assert "left" in text and "failed: stopped" in text
+
+
+def test_a_run_that_is_broken_off_leaves_no_bar_and_no_hidden_cursor() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    display = EvalDisplay(stream=stream)
+    display.start("copa", 10, 0)
+    assert "\x1b[?25l" in stream.getvalue()
+    display.close()
+    assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")

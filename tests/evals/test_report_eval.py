@@ -56,7 +56,11 @@ def result_of(text: str) -> EvalResult:
     tasks = {task.label: task for task in (choices, written, failed)}
     return EvalResult(
         model=text,
-        tasks={**tasks, "bpb": make_bits("bpb", [100.0, 120.0])},
+        tasks={
+            **tasks,
+            "bpb": make_bits("bpb", [100.0, 120.0]),
+            "text 2": replace(make_bits("text 2", []), error="no folder"),
+        },
         composites={text: make_composite(text, {text: choices})},
         settings={text: text, "limit": 4},
     )
@@ -73,7 +77,8 @@ def test_the_numbers_are_there(page: Page) -> None:
     assert "words words 50.0% 15.0% to 85.0% 0.333 25.0% 4" in text
     assert "words 2 50.0% pass@1 50.0% pass@2 75.0%" in text
     assert "words 3 no result: words" in text
-    assert "bpb 1.1000 2" in text
+    assert "bpb 1.1000 1.0000 to 1.2000 2" in text
+    assert "text 2 no result: no folder" in text
     assert "What went wrong" in text and "words: 2 of 4" in text and "words 2: 2 of 3" in text
     assert "asked words 1 said other right words" in text
     # the right choice and the chosen one, with log-likelihood, tokens, and nats per token
@@ -197,7 +202,9 @@ def test_markdown_has_the_tables() -> None:
     lines = text.splitlines()
     assert lines[0] == "# Evaluation of words"
     assert "| words | 50.0% | 15.0% to 85.0% | 0.333 | 25.0% | 4 |" in lines
-    assert "| bpb | 1.1000 | 2 |" in lines
+    assert "| bpb | 1.1000 | 1.0000 to 1.2000 | 2 |" in lines
+    assert "| text 2 | no result: no folder |  |  |" in lines and "nan" not in text
+    assert "- pass@1: 50.0%" in lines and "- pass@2: 75.0%" in lines
     assert "| words 3 | no result: words |  |  |  |  |" in lines
     assert "2 of 4 were not right; all of them are in samples.jsonl." in lines
     assert "    -1.500 nats, 1 tokens:  other" in lines

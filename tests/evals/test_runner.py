@@ -1,25 +1,37 @@
 """The runner: what is asked, kept, shared among processes, and told."""
 
+import hashlib
 import json
 import math
+import os
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from nanochat.common.errors import ConfigError, EvalError, SandboxError
 from nanochat.common.messages import Message
-from nanochat.evals.cache import Journal, digest_of
+from nanochat.common.sandbox.box import CheckedOutcome
+from nanochat.common.sandbox.limits import Outcome
+from nanochat.engine.engine import Engine
+from nanochat.evals.cache import Journal, digest_of, prune
 from nanochat.evals.data import DataFiles
-from nanochat.evals.examinee import Asking
+from nanochat.evals.examinee import Asking, EngineExaminee
 from nanochat.evals.judging import pass_at_k
 from nanochat.evals.results import TaskResult
 from nanochat.evals.runner import RunOptions, run_tasks
-from nanochat.evals.task import Judgement, Kind, Mode, Sample, Task, Verdict
+from nanochat.evals.task import Judgement, Kind, Mode, Sample, Selection, Task, Verdict
+from nanochat.evals.tasks.bits import BITS_PER_BYTE
+from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.engine.conftest import random_model
+from tests.evals.bundle import write_rows
 
 SOURCE = DataFiles([])
+T = TypeVar("T")
 
 
 @dataclass
@@ -28,6 +40,7 @@ class Counting:
 
     name: str = "counting"
     model_hash: str = "abc"
+    service: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     chunk_tokens: int = 40
     asked: list[list[str]] = field(default_factory=list)
@@ -177,6 +190,68 @@ def test_two_processes_find_what_one_does_and_share_the_work(tmp_path: Path, tas
     assert sorted(asked, key=int) == [f"{n}" for n in range(alone.count)]
 
 
+@pytest.mark.req("FR-043", "SC-004")
+@pytest.mark.parametrize("num_samples", [1, 2], ids=["greedy", "sampled"])
+def test_two_processes_write_the_answers_one_does(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, num_samples: int
+) -> None:
+    """Batches differ between the two, answers do not (float32; docs/engine.md, Exactness)."""
+    questions = [f"{n} " + "the quick brown fox " * (n % 4) for n in range(9)]
+    samples = [
+        Sample(sample_id=f"{n}", prompt=(Message("user", question),), gold="")
+        for n, question in enumerate(questions)
+    ]
+    task = Task(
+        name="said", version="1", kind="generative", load=lambda s: samples, max_tokens=12,
+        judge=lambda sample, output: Judgement(len(output) % 3 / 2),
+    )  # fmt: skip
+    asked = {"num_samples": num_samples, "temperature": 0.0 if num_samples == 1 else 1.0}
+
+    def examinee() -> EngineExaminee:
+        engine = Engine(random_model(), tiny_tokenizer, format="float32")
+        return EngineExaminee(name="tiny", engine=engine, model_hash="abc")
+
+    alone = run_tasks(examinee(), [task], options(**asked))["said"]
+    shared = in_two(lambda rank, both: run_tasks(
+        examinee(), [task], options(tmp_path, processes=both, **asked)
+    )["said"])  # fmt: skip
+    assert alone.error is None and len({each.output for each in alone.verdicts}) > 1
+    for found in shared:
+        assert found.verdicts == alone.verdicts and found.pass_at == alone.pass_at
+
+
+@pytest.mark.req("FR-043")
+def test_what_fails_in_one_process_fails_the_task_in_both(tmp_path: Path) -> None:
+    def load(selection: Selection) -> list[Sample]:
+        if threading.current_thread().name == "1":
+            raise ZeroDivisionError("no such disk")
+        return [Sample(sample_id="0", prompt="p", choices=("a",))]
+
+    tasks = [Task(name="half", version="1", kind="multiple_choice", load=load), choices()]
+    found = in_two(
+        lambda rank, both: run_tasks(Counting(), tasks, options(tmp_path, processes=both))
+    )
+    assert found[0]["half"].error == "half failed in another process"
+    assert str(found[1]["half"].error).startswith("ZeroDivisionError: no such disk (test_runner.py")
+    assert all(each["choices"].count == 20 for each in found)
+
+
+def in_two(work: Callable[[int, Together], T]) -> list[T]:
+    """What two processes, as two threads, find."""
+    barrier, numbers = threading.Barrier(2), [0, 0]
+    found: dict[int, T] = {}
+
+    def one(rank: int) -> None:
+        found[rank] = work(rank, Together(rank, barrier, numbers))
+
+    threads = [threading.Thread(target=one, args=(rank,), name=f"{rank}") for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [found[0], found[1]]
+
+
 def test_several_processes_need_a_folder() -> None:
     together = Together(0, threading.Barrier(2), [0, 0])
     with pytest.raises(EvalError, match="2 processes share no folder"):
@@ -191,7 +266,146 @@ def test_a_task_that_cannot_be_loaded_fails_alone() -> None:
     )
     found = run_tasks(Counting(), [missing, choices()], RunOptions(source=source))
     assert "x.jsonl is not in /nowhere" in str(found["missing"].error)
+    told = json.dumps({each.label: each.to_json() for each in found.values()}, allow_nan=False)
+    assert json.loads(told)["missing"]["accuracy"] is None
     assert math.isnan(found["missing"].accuracy) and found["choices"].accuracy == 0.5
+
+
+@pytest.mark.req("FR-044")
+def test_a_judge_that_raises_ends_its_task_alone() -> None:
+    task = replace(written(), judge=lambda sample, output: Judgement(1 / len(output[5:])))
+    found = run_tasks(Counting(), [task, choices()], options())
+    assert "ZeroDivisionError: division by zero (test_runner.py" in str(found["written"].error)
+    assert found["choices"].accuracy == 0.5
+
+
+@pytest.mark.req("FR-043")
+def test_every_task_says_what_it_read_also_what_another_had_read_before(tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.jsonl", [{"n": 1}])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("A text.")
+
+    def load(selection: Selection) -> list[Sample]:
+        selection.source.rows("x.jsonl")
+        return [Sample(sample_id="0", prompt="p", choices=("a",))]
+
+    tasks = [
+        Task(name=name, version="1", kind="multiple_choice", load=load) for name in ("one", "two")
+    ]
+    setting = RunOptions(source=DataFiles([tmp_path]))
+    first = run_tasks(Counting(), [*tasks, BITS_PER_BYTE], setting)
+    again = run_tasks(Counting(), [*tasks, BITS_PER_BYTE], setting)
+    digest = hashlib.sha256((tmp_path / "x.jsonl").read_bytes()).hexdigest()
+    for found in (first, again):
+        assert found["one"].data_sha256 == found["two"].data_sha256 == {"x.jsonl": digest}
+        text = hashlib.sha256(b"A text.").hexdigest()
+        assert found["bits_per_byte"].data_sha256 == {"text/a.txt": text}
+
+
+def test_a_run_that_is_broken_off_lets_the_display_go() -> None:
+    closed: list[bool] = []
+
+    class Shown:
+        def start(self, label: str, num_samples: int, num_known: int) -> None: ...
+        def advance(self, num_samples: int) -> None: ...
+        def finish(self, result: TaskResult) -> None: ...
+        def close(self) -> None:
+            closed.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(Counting(fails_after=0), [choices()], options(reporter=Shown()))
+    assert closed == [True]
+
+
+@pytest.mark.req("FR-040")
+def test_a_program_that_ran_out_of_time_is_judged_again(tmp_path: Path) -> None:
+    scores = iter([Judgement(0.0, "timeout", is_final=False)] + 11 * [Judgement(1.0)])
+    task = replace(written(), judge=lambda sample, output: next(scores))
+    first = run_tasks(Counting(), [task], options(tmp_path))["written"]
+    assert first.accuracy == pytest.approx(5 / 6)
+    assert any(note.startswith("1 of 6: a program ran out of time") for note in first.notes)
+    model = Counting()
+    second = run_tasks(model, [task], options(tmp_path))["written"]
+    assert second.accuracy == 1.0 and len(model.asked[0]) == 1
+    model = Counting()
+    assert run_tasks(model, [task], options(tmp_path))["written"].accuracy == 1.0
+    assert model.asked == []
+
+
+@pytest.mark.req("FR-040")
+def test_verdicts_of_one_sandbox_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    @dataclass
+    class Box:
+        driver: str
+        is_unsafe: bool = False
+
+        def __enter__(self) -> "Box":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def check(self, *_: object) -> CheckedOutcome:
+            fine = Outcome(status="finished", exit_code=0)
+            return CheckedOutcome(passed=True, reason="", detail="", program=fine, checks=fine)
+
+    samples = [Sample(sample_id="0", prompt=(Message("user", "?"),), extra={"tests": "pass"})]
+    task = replace(written(runs_code=True), judge=None, load=lambda s: samples)
+    for box, is_asked in (
+        (Box("linux"), True),
+        (Box("linux"), False),
+        (Box("landlock"), True),
+        (Box("linux", is_unsafe=True), True),
+    ):
+        model = Counting()
+        setting = options(tmp_path, open_sandbox=lambda box=box: box)
+        assert run_tasks(model, [task], setting)["written"].error is None
+        assert bool(model.asked) == is_asked
+
+
+def test_of_a_service_only_a_run_that_was_stopped_is_kept(tmp_path: Path) -> None:
+    def served(**fields: Any) -> Counting:
+        return Counting(model_hash="", service="m at http://here/v1", **fields)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(served(fails_after=3), [choices()], options(tmp_path))
+    second, third = served(), served()
+    assert run_tasks(second, [choices()], options(tmp_path))["choices"].count == 20
+    assert len(second.asked) == 7 and not list(tmp_path.iterdir())
+    run_tasks(third, [choices()], options(tmp_path))
+    assert len(third.asked) == 10
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(served(fails_after=3), [choices()], options(tmp_path))
+    [kept] = tmp_path.rglob("*.jsonl")
+    os.utime(kept, (0, 0))  # of another day: who knows what answers there now
+    fourth = served()
+    run_tasks(fourth, [choices()], options(tmp_path))
+    assert len(fourth.asked) == 10
+
+
+def test_what_lay_longest_unused_goes_when_there_is_too_much(tmp_path: Path) -> None:
+    sample, ages = Sample(sample_id="1", prompt="p"), {"old": 9e5, "used": 8e5, "new": 0.0}
+    journals = {}
+    for name, age_s in ages.items():
+        journals[name] = journal = Journal(tmp_path, {"model": name})
+        journal.add(sample, Verdict(sample_id="1", score=1.0))
+        journal.close()
+        assert journal.folder is not None
+        then_s = time.time() - age_s
+        os.utime(journal.folder / "key.json", (then_s, then_s))
+    prune(tmp_path)
+    assert all(journal.known([sample]) for journal in journals.values())
+    for name, age_s in ages.items():
+        os.utime(journals[name].folder / "key.json", (time.time() - age_s,) * 2)  # type: ignore[operator]
+    folder = journals["new"].folder
+    assert folder is not None
+    num_bytes = sum(file.stat().st_size for file in tmp_path.rglob("*.json*"))
+    prune(tmp_path, num_bytes - 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        journal.folder.name
+        for name, journal in journals.items()
+        if name != "old" and journal.folder
+    )
+    prune(tmp_path, 0)  # what was used today stays
+    assert [path for path in tmp_path.iterdir()] == [folder]
 
 
 @pytest.mark.req("FR-040")

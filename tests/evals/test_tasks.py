@@ -1,6 +1,7 @@
 """The built-in tasks: their questions, their judges, their names."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.messages import Message, Part
 from nanochat.corpus.world import held_out
 from nanochat.evals.data import DataFiles
-from nanochat.evals.task import Mode, Sample, Selection
+from nanochat.evals.task import Mode, Sample, Selection, Task
 from nanochat.evals.tasks import BUILT_IN, GROUPS, named_tasks
 from nanochat.evals.tasks.bits import BITS_PER_BYTE
 from nanochat.evals.tasks.gsm8k import GSM8K, final_number, gsm8k_conversation, judge_number
@@ -175,5 +176,10 @@ def test_tasks_are_named_by_name_glob_and_group() -> None:
     assert tuple(task.name for task in named_tasks(["core"])) == GROUPS["core"]
     assert len(GROUPS["core"]) == 22
     assert named_tasks(["all"]) == list(BUILT_IN)
+    own = Task(name="own", version="1", kind="multiple_choice", load=lambda selection: [])
+    assert named_tasks(["copa"], [own])[-1] is own
+    for name in ("world", "copa", "core", "all", "own"):
+        with pytest.raises(ConfigError, match=f"a task of your own is called '{name}', and so is"):
+            named_tasks([], [own, replace(own, name=name)])
     with pytest.raises(ConfigError, match="no task is called 'arc': there are core, chatcore"):
         named_tasks(["arc"])

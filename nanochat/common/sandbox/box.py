@@ -83,6 +83,11 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_unsafe(self) -> bool:
+        """Whether programs are run where a wall does not hold."""
+        return self._unsafe
+
     def run(self, source: str, limits: SandboxLimits | None = None) -> Outcome:
         """What became of a program.
 

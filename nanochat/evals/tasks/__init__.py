@@ -48,8 +48,10 @@ def named_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> list[Task]:
     """The tasks that names, globs and groups mean, one behind the other in commas or apart, and
     those of one's own; in the order they are run.
 
-    Raises: ConfigError for a name that matches none, with the names there are.
+    Raises: ConfigError for a name that matches none, with the names there are; for a task of one's
+            own that is called like another.
     """
+    _check_names(own)
     known = [*BUILT_IN, *own]
     wanted = {task.name for task in own}
     for name in (part.strip() for word in names for part in word.split(",") if part.strip()):
@@ -62,3 +64,14 @@ def named_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> list[Task]:
             raise ConfigError(f"no task is called {name!r}: there are {there}")
         wanted |= matches
     return [task for task in known if task.name in wanted]
+
+
+def _check_names(own: Sequence[Task]) -> None:
+    taken = {"all", *GROUPS, *(task.name for task in BUILT_IN)}
+    for task in own:
+        if task.name in taken:
+            raise ConfigError(
+                f"a task of your own is called {task.name!r}, and so is another task or group: "
+                'rename its file, or say name = "..." in a TOML file'
+            )
+        taken.add(task.name)

@@ -22,6 +22,8 @@ def _load(selection: Selection) -> list[Sample]:
     chosen = shards[-1:] or files
     if not chosen:
         raise DataError(f"{folder} has no file to read")
+    for path in chosen:
+        selection.source.note(f"text/{path.name}", path)
     report = ReadReport()
     samples: list[Sample] = []
     for number, document in enumerate(read_documents(chosen, report=report)):
