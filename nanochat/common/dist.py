@@ -4,7 +4,7 @@ who calls: train, cli   (imports torch)
 Started by `torchrun`, every process is a rank; started plainly there is one, and nothing here
 communicates.  Tensors are summed where they are (NCCL or gloo); small integers travel over the CPU,
 so that agreeing on them never waits for a GPU.
-Read next: watch.py (who died), train/step.py (what is summed).
+Read next: meeting.py (who belongs together), watch.py (who died), train/step.py (what is summed).
 """
 
 import atexit
@@ -22,6 +22,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from nanochat.common.errors import NanochatError, Stopped, TrainingError
+from nanochat.common.meeting import LIMIT_S, Start, meet
 from nanochat.common.watch import Watch
 
 __all__ = ["Work", "World", "current_world"]
@@ -45,9 +46,11 @@ class World:
     num_local: int = 1
     """How many ranks this machine has."""
     num_restarts: int = 0
-    """How often torchrun has started all ranks anew."""
+    """How often all ranks of this job have been started anew."""
     watch: Watch | None = field(default=None, compare=False, repr=False)
     """Who looks whether all ranks are alive; None where there is one."""
+    memory: Any = field(default=None, compare=False, repr=False)
+    """The store that outlives a restart; None where nothing does."""
 
     @property
     def is_first(self) -> bool:
@@ -138,6 +141,20 @@ class World:
         if self.watch is not None:
             self.watch.step = step
 
+    def has_done(self, what: str) -> bool:
+        """Whether this job did that before all ranks were started anew.
+
+        Where nothing remembers, whatever was started anew has done it.
+        """
+        if not self.num_restarts:
+            return False
+        return self.memory is None or bool(self.memory.check([f"nanochat/done/{what}"]))
+
+    def remember(self, what: str) -> None:
+        """It is done, whatever becomes of the ranks."""
+        if self.memory is not None:
+            self.memory.set(f"nanochat/done/{what}", "")
+
     @property
     def name(self) -> str:
         """This rank, its machine and its process."""
@@ -158,30 +175,55 @@ class World:
 
 @functools.cache
 def current_world() -> World:
-    """The world torchrun made; a world of one without it."""
+    """The world torchrun made; a world of one without it.
+
+    Raises: TrainingError if not all ranks come within ten minutes, naming who is missing.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    num_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    place = torch_dist.rendezvous("env://", timeout=TIMEOUT)  # type: ignore[attr-defined]
-    store, rank, size = next(place)
-    # torchrun's store outlives a restart, and with it the addresses of those who were there before.
-    store = torch_dist.PrefixStore(f"start{num_restarts}", store)  # type: ignore[attr-defined]
-    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    watch = _start_watch(rank, size, num_restarts) if size > 1 else None
+    store, rank, size = _store_of_all()
+    counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    start = meet(store, rank, size, counted)
+    # From here on a rank that dies is missed, in the middle of making connections too.
+    watch = _start_watch(rank, size, start) if size > 1 else None
+    store.set_timeout(TIMEOUT)
+    own = torch_dist.PrefixStore(start.word, store)  # type: ignore[attr-defined]
+    torch_dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return World(rank, size, local_rank, num_local, num_restarts, watch)
+    memory = store if _is_launchers_store() else None
+    return World(rank, size, local_rank, num_local, start.number, watch, memory)
 
 
-def _start_watch(rank: int, size: int, num_restarts: int) -> Watch:
+def _store_of_all() -> tuple[Any, int, int]:
+    """The store, our rank, and how many there are."""
+    limit = datetime.timedelta(seconds=LIMIT_S)
+    try:
+        store, rank, size = next(torch_dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise TrainingError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not find the others at "
+            f"{place} ({error}): look whether the first one runs, and that address is its own"
+        ) from error
+    return store, rank, size
+
+
+def _is_launchers_store() -> bool:
+    """Whether torchrun holds the store, which outlives the ranks; else the first rank does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _start_watch(rank: int, size: int, start: Start) -> Watch:
     """On a connection of its own: a collective's wait must not hold it up."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch_dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)  # type: ignore[attr-defined]
-    prefixed = torch_dist.PrefixStore(f"nanochat/{num_restarts}", store)  # type: ignore[attr-defined]
-    watch = Watch(prefixed, rank, size)
+    prefixed = torch_dist.PrefixStore(f"nanochat/{start.word}", store)  # type: ignore[attr-defined]
+    holder = f"torchrun on {address}" if _is_launchers_store() else None
+    watch = Watch(prefixed, rank, size, holder)
     watch.start()
     atexit.register(watch.leave)
     return watch

@@ -3,8 +3,9 @@ who calls: dist.py   (imports torch)
 
 Every rank says every second that it is there, and listens to the next one in the ring, so that the
 store has three short questions a rank a second whatever the number of ranks.  A rank that fails
-says why before it goes; of one that is killed its neighbour says that it went silent.  Whoever
-reads of a fault writes it down, and ends: a collective that waits for a dead rank never returns.
+says why before it goes; of one that is killed its neighbour says that it went silent, and where the
+store was the first rank's, everybody knows who went with it.  Whoever reads of a fault writes it
+down, and ends: a collective that waits for a dead rank never returns.
 Read next: dist.py (who starts it), train/stages.py (whose log it is written to).
 """
 
@@ -23,13 +24,17 @@ SILENCE_S = 20.0  # a machine that swaps may be away for some seconds
 SILENCE_AFTER_ERROR_S = 3.0  # once a collective has failed, somebody is gone
 GRACE_S = 10.0  # for the main thread to end by itself
 GRACE_WITHOUT_STORE_S = 30.0  # who held it may have ended in order, a little earlier
+READING_BEATS = 2.5  # in which every rank has read last words
 FAULT = "fault"
 
 
 class Watch:
-    """This rank's place in the ring; `store` is a connection of its own."""
+    """This rank's place in the ring; `store` is a connection of its own.
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
+    `holder` is who has the store, where that is no rank; None: the first rank.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, holder: str | None = None) -> None:
         self.step = 0
         """Updates done so far, for this rank's last words."""
         self.on_fault: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
@@ -39,7 +44,10 @@ class Watch:
         self._silence_s = SILENCE_S
         self._fault: str | None = None
         self._has_left = threading.Event()
+        self._unheard = f"0|rank {self._next}|0"  # as if it had said so when all were there
         self._last_beat, self._heard_s = "", time.monotonic()
+        self._holds_store = holder is None and rank == 0
+        self._holder, self._is_holder_known = holder or "rank 0", holder is not None
         self._num_beats = 0
         self._grace_s = GRACE_S
         self._lock = threading.Lock()
@@ -59,6 +67,8 @@ class Watch:
         """This rank ends, and why; the first one to say so is whom all others blame."""
         with self._lock:
             self._blame(f"{self._me} ended after step {self.step}: {words}")
+        if self._holds_store:  # the words would go with it before the others had read them
+            time.sleep(READING_BEATS * BEAT_S)
 
     def explain(self) -> str | None:
         """Who is to blame for a collective that has failed; None if all others are well.
@@ -100,12 +110,25 @@ class Watch:
                 self._store.set(f"beat/{self._rank}", f"{self._num_beats}|{self._me}|{self.step}")
                 if self._store.check([FAULT]):
                     self._fault = self._store.get(FAULT).decode()
-                elif self._store.check([f"beat/{self._next}"]):
-                    self._listen(self._store.get(f"beat/{self._next}").decode())
+                else:
+                    self._listen(self._said_by(self._next) or self._unheard)
+                    self._learn_holder()
         except RuntimeError as error:
-            self._fault = f"the store of all ranks is gone, with the process that held it ({error})"
+            self._fault = (
+                f"{self._holder} is gone after step {self.step}, and the store of all ranks with "
+                f"it: it was killed, or its machine is gone ({error})"
+            )
             self._grace_s = GRACE_WITHOUT_STORE_S
         return self._fault is not None
+
+    def _said_by(self, rank: int) -> str | None:
+        key = f"beat/{rank}"
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def _learn_holder(self) -> None:
+        """The first rank's machine and process, once: without it nobody could say who it was."""
+        if not self._is_holder_known and (beat := self._said_by(0)):
+            self._holder, self._is_holder_known = beat.split("|")[1], True
 
     def _listen(self, beat: str) -> None:
         if beat != self._last_beat:

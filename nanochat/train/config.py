@@ -96,6 +96,11 @@ class StageConfig(CommonOptions):
         if not 0.0 < self.lr_scale < math.inf:
             problems.append(f"lr_scale is {self.lr_scale}, expected more than 0")
         return problems
+        if self.overwrite and self.resume:
+            problems.append(
+                "overwrite and resume are both given: the one deletes what the other goes on with; "
+                "leave --overwrite out, or choose another --run"
+            )
 
     def _least(self) -> dict[str, int]:
         return {

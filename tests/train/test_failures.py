@@ -153,9 +153,9 @@ def _raise(world: World) -> Report:
     return _train(world, trouble)
 
 
-def _die(world: World) -> Report:
+def _die(world: World, dying: int = 1) -> Report:
     def trouble(step: int) -> None:
-        if world.rank == 1 and step == 3:
+        if world.rank == dying and step == 3:
             Path(os.environ["KILLED"]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -182,6 +182,7 @@ def _differ(world: World) -> str:
 TASKS: dict[str, Callable[[World], Any]] = {
     "raise": _raise,
     "die": _die,
+    "first dies": lambda world: _die(world, dying=0),
     "lag": _lag,
     "differ": _differ,
 }
@@ -209,6 +210,35 @@ def test_a_killed_rank_is_named_within_a_minute(
     assert "after step 3: it was killed" in first[0]
     told_s, killed_s = ((tmp_path / name).stat().st_mtime for name in ("die_0.json", "killed"))
     assert told_s - killed_s < 60
+
+
+@pytest.mark.req("FR-016", "EC-5")
+def test_the_first_rank_is_named_though_the_store_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under SLURM, where no launcher holds the store."""
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    (code, first), *others = in_ranks(3, "first dies", tmp_path)
+    assert code == -signal.SIGKILL and first is None
+    for ended, said in others:
+        assert ended == 0
+        assert re.match(
+            r"TrainingError: rank 0 \(.+, process \d+\) is gone after step 3, and the store of all "
+            "ranks with it: it was killed",
+            said[0],
+        )
+    told_s, killed_s = (
+        (tmp_path / name).stat().st_mtime for name in ("first dies_2.json", "killed")
+    )
+    assert told_s - killed_s < 60
+
+
+@pytest.mark.req("FR-016")
+def test_who_dies_before_its_first_beat_is_missed(impatient: None) -> None:
+    first = Watch(torch_dist.HashStore(), 0, 2)
+    first.start()  # the other one was there, and has never said so here
+    fault = first.explain()
+    assert fault is not None and fault.startswith("rank 1 has been silent for")
 
 
 @pytest.mark.req("FR-016")
