@@ -3,13 +3,12 @@ object
 who calls: cli/bench_train.py
 
 The peer runs in a process of its own, from the user's checkout, on the same batches and from the
-same first
-weights; so that after the same number of steps its loss must be ours.  Times are medians over
-steps, the first
-ones (compiling) left out.
+same first weights; so that after the same number of steps its loss must be ours, multiplied in the
+same dtype.  Times are medians over steps, the first ones (compiling) left out.
 Read next: peer_train.py (what the peer's process runs).
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -75,6 +74,8 @@ def bench_train(bench: TrainBench) -> dict[str, Any]:
     """Tokens per second and losses, ours first, then the peer's in float32 and bfloat16, all
     compiled.
 
+    `ratios` has our speed over each of the peer's, and how far our last loss is from the peer's of
+    the same dtype; our runs of both dtypes are in `ours_in`.
     Units: tokens_per_s, step_s as medians; mfu by the reference's formula, mfu_causal by keys
            really seen.
     """
@@ -85,15 +86,27 @@ def bench_train(bench: TrainBench) -> dict[str, Any]:
         # The peer goes first: it makes the first weights that both start from.
         peers = {dtype: _peer(bench, setting, dtype) for dtype in ("float32", "bfloat16")}
         ours = _ours(bench, setting)
+        ours_in = {
+            dtype: ours
+            if dtype == ours["dtype"]
+            else _ours(dataclasses.replace(bench, dtype=dtype), setting)
+            for dtype in peers
+        }
     rates = {
         f"over_{dtype}": ours["tokens_per_s"] / peer["tokens_per_s"]
         for dtype, peer in peers.items()
     }
     drift = {
-        f"loss_against_{dtype}": abs(ours["losses"][-1] / peer["losses"][-1] - 1)
+        f"loss_in_{dtype}": abs(ours_in[dtype]["losses"][-1] / peer["losses"][-1] - 1)
         for dtype, peer in peers.items()
     }
-    return {"machine": _machine(bench), "ours": ours, "peer": peers, "ratios": rates | drift}
+    return {
+        "machine": _machine(bench),
+        "ours": ours,
+        "ours_in": ours_in,
+        "peer": peers,
+        "ratios": rates | drift,
+    }
 
 
 def _write_setting(bench: TrainBench, folder: Path) -> dict[str, Any]:

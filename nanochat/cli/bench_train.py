@@ -85,8 +85,13 @@ def run(config: Config) -> int:
     if config.json:
         print(json.dumps(result))
         return 0
-    for name, side in {"ours": result["ours"], **result.get("peer", {})}.items():
-        print(f"{name:<12}{side['tokens_per_s']:>10,.0f} tok/s   loss {side['losses'][-1]:.4f}")
+    sides = result.get("ours_in", {result["ours"]["dtype"]: result["ours"]})
+    for whose, figures in (("ours", sides), ("peer's", result.get("peer", {}))):
+        for dtype, side in figures.items():
+            print(
+                f"{whose:<7}{dtype:<10}{side['tokens_per_s']:>10,.0f} tok/s   "
+                f"loss {side['losses'][-1]:.4f}"
+            )
     for name, value in result.get("ratios", {}).items():
         print(f"{name:<24}{value:.3f}")
     return 0

@@ -129,8 +129,18 @@ def test_a_peer_starts_from_the_same_weights(
     assert result["peer"]["float32"]["losses"] == [5.0] * 3 == result["peer"]["bfloat16"]["losses"]
     rate = result["ours"]["tokens_per_s"] / result["peer"]["float32"]["tokens_per_s"]
     assert result["ratios"]["over_float32"] == pytest.approx(rate)
-    drift = abs(result["ours"]["losses"][-1] / 5.0 - 1)
-    assert result["ratios"]["loss_against_float32"] == pytest.approx(drift)
+    assert result["ours_in"]["float32"] == result["ours"]
+    assert result["ours_in"]["bfloat16"]["dtype"] == "bfloat16"
+    losses = {dtype: side["losses"] for dtype, side in result["ours_in"].items()}
+    assert losses["float32"] != losses["bfloat16"], "each beside the peer's of the same dtype"
+    for dtype, ours in losses.items():
+        drift = abs(ours[-1] / 5.0 - 1)
+        assert result["ratios"][f"loss_in_{dtype}"] == pytest.approx(drift)
+    with monkeypatch.context() as known:
+        known.setattr("nanochat.bench.train.bench_train", lambda bench: result)
+        assert main(argv) == 0
+    sides = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert sides == [[who, dtype] for who in ("ours", "peer's") for dtype in losses]
     (package / "gpt.py").write_text("raise RuntimeError('no GPT today')")
     with pytest.raises(PeerFailed, match="no GPT today"):
         bench_train(_bench(peer=tmp_path))
