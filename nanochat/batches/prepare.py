@@ -228,7 +228,8 @@ class _Preparation:
         place, temporary = self._work / "entries", self._work / "entries.tmp"
         if not place.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-            EvaluationSets.read(self._settings.evaluation).save(temporary)
+            read = EvaluationSets.read(self._settings.evaluation, self._executor.map)
+            read.save(temporary)
             temporary.rename(place)
         return place
 

@@ -9,7 +9,7 @@ Source: Brown et al., arXiv:2005.14165, appendix C (N of 8 to 13 words).
 Read next: words.py, docs/data.md (what is reported, what is removed).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from nanochat.common.files import read_json, write_json_atomically
 from nanochat.corpus.files import find_files_with, read_records
 from nanochat.corpus.prepare.words import Hashes, Words, words_of
 
-__all__ = ["LEAST_WORDS", "RUN_WORDS", "EvaluationSets", "Hits"]
+__all__ = [
+    "LEAST_WORDS",
+    "RUN_WORDS",
+    "EvaluationSets",
+    "FileEntries",
+    "Hits",
+    "entries_of_file",
+]
 
 LEAST_WORDS = 8
 LEAST_CHARS = 2 * LEAST_WORDS - 1  # of ASCII
@@ -32,6 +39,7 @@ TEXTS_AT_ONCE = 1024
 NPY_HEADER_BYTES = 128  # of an array without numbers, which cannot be mapped
 
 Numbers = npt.NDArray[np.int64]
+Over = Callable[[Callable[[Path], "FileEntries"], Sequence[Path]], Iterable["FileEntries"]]
 _SIEVE_BITS = range(10, 23)  # 2 ** bits words: at most 32 MB
 _NAMES = ("runs", "run_entries", "firsts", "first_entries", "first_lengths", "lasts", "entry_files")
 
@@ -55,25 +63,27 @@ class EvaluationSets:
         self._run_sieve, self._first_sieve = _Sieve(self._runs), _Sieve(self._firsts)
 
     @classmethod
-    def read(cls, folders: Sequence[Path]) -> "EvaluationSets":
+    def read(cls, folders: Sequence[Path], over: Over = map) -> "EvaluationSets":
         """The entries of all files below these folders (or of these files).
 
+        `over` reads the files: `map`, or that of a `common.pool.Executor`.
         Raises: DataError for a folder without such a file, and for what cannot be read.
         """
-        builder = _Builder()
         files: list[str] = []
+        paths: list[Path] = []
         for folder in folders:
             for path in find_files_with(FORMATS, folder):
                 name = str(path.relative_to(folder)) if folder.is_dir() else path.name
                 if "train" not in path.name:
-                    builder.add(len(files), path)
+                    paths.append(path)
                     files.append(name)
-        if not builder.num_entries:
+        found = list(over(entries_of_file, paths))
+        if not any(each.num_entries for each in found):
             places = ", ".join(map(str, folders))
             raise DataError(
                 f"{places}: no entry of {LEAST_WORDS} words or more, expected files of questions"
             )
-        return cls(files, builder.arrays())
+        return cls(files, _merged(found))
 
     @classmethod
     def load(cls, directory: Path) -> "EvaluationSets":
@@ -158,58 +168,91 @@ def _marks(hashes: Hashes) -> Hashes:
     return marks
 
 
-class _Builder:
-    """Entries while files are read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntries:
+    """The entries of one file, numbered from 0."""
 
-    def __init__(self) -> None:
-        self.num_entries = 0
-        self._files: list[int] = []
-        self._long: list[tuple[Hashes, Numbers]] = []
-        self._short: list[tuple[int, int, int, int]] = []  # first, length, last, entry
+    num_entries: int
+    runs: Hashes
+    """Of all 13 words in a row."""
+    owners: npt.NDArray[np.int32]
+    """The entry each run is of."""
+    short: npt.NDArray[np.uint64]
+    """(entries of 8 to 12 words, 4): the first eight, the length, the last eight, the entry."""
 
-    def add(self, file: int, path: Path) -> None:
-        waiting: list[bytes] = []
-        for record in read_records(path):
-            waiting += _strings(record.value)
-            if len(waiting) >= TEXTS_AT_ONCE:
-                self._take(file, waiting)
-                waiting = []
-        self._take(file, waiting)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        runs = np.concatenate([hashes for hashes, _ in self._long] or [np.zeros(0, np.uint64)])
-        owners = np.concatenate([entries for _, entries in self._long] or [np.zeros(0, np.int64)])
-        runs, first = np.unique(runs, return_index=True)
-        short = sorted(self._short)
-        columns = list(zip(*short, strict=True)) if short else [(), (), (), ()]
-        return {
-            "runs": runs,
-            "run_entries": owners[first].astype(np.int32),
-            "firsts": np.array(columns[0], np.uint64),
-            "first_lengths": np.array(columns[1], np.int32),
-            "lasts": np.array(columns[2], np.uint64),
-            "first_entries": np.array(columns[3], np.int32),
-            "entry_files": np.array(self._files, np.int32),
-        }
+def entries_of_file(path: Path) -> FileEntries:
+    """What is looked for because of this file.
 
-    def _take(self, file: int, texts: Sequence[bytes]) -> None:
-        if not texts:
-            return
+    Raises: DataError for what cannot be read.
+    """
+    num_entries = 0
+    runs, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+    short = [np.zeros((0, 4), np.uint64)]
+    for texts in _texts_of(path):
         words = words_of(texts)
         counts = words.ends - words.starts
         kept = np.flatnonzero(counts >= LEAST_WORDS)
         numbers = np.full(len(texts), -1)
-        numbers[kept] = self.num_entries + np.arange(len(kept))
-        runs = words.runs(RUN_WORDS)
-        rows = words.rows(RUN_WORDS)[: len(runs)]
-        self._long.append((runs[rows >= 0], numbers[rows[rows >= 0]]))
-        eights = words.runs(LEAST_WORDS)
-        for text in np.flatnonzero((counts >= LEAST_WORDS) & (counts < RUN_WORDS)):
-            start, end = int(words.starts[text]), int(words.ends[text])
-            first, last = int(eights[start]), int(eights[end - LEAST_WORDS])
-            self._short.append((first, end - start, last, int(numbers[text])))
-        self._files += [file] * len(kept)
-        self.num_entries += len(kept)
+        numbers[kept] = num_entries + np.arange(len(kept))
+        num_entries += len(kept)
+        hashes = words.runs(RUN_WORDS)
+        rows = words.rows(RUN_WORDS)[: len(hashes)]
+        runs.append(hashes[rows >= 0])
+        owners.append(numbers[rows[rows >= 0]].astype(np.int32))
+        few = np.flatnonzero((counts >= LEAST_WORDS) & (counts < RUN_WORDS))
+        if few.size:
+            eights = words.runs(LEAST_WORDS)
+            firsts, lasts = eights[words.starts[few]], eights[words.ends[few] - LEAST_WORDS]
+            columns = (firsts, counts[few], lasts, numbers[few])
+            short.append(np.stack([np.asarray(each, np.uint64) for each in columns], axis=1))
+    return FileEntries(
+        num_entries=num_entries,
+        runs=np.concatenate(runs),
+        owners=np.concatenate(owners),
+        short=np.concatenate(short),
+    )
+
+
+def _texts_of(path: Path) -> Iterator[list[bytes]]:
+    waiting: list[bytes] = []
+    for record in read_records(path):
+        waiting += _strings(record.value)
+        if len(waiting) >= TEXTS_AT_ONCE:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _merged(found: Sequence[FileEntries]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of all files; of equal runs the first is kept."""
+    counts = np.array([each.num_entries for each in found])
+    before = np.cumsum(counts) - counts
+    runs = np.concatenate([each.runs for each in found])
+    owners = np.concatenate(
+        [each.owners + np.int32(start) for each, start in zip(found, before, strict=True)]
+    )
+    order = np.argsort(runs)
+    runs = runs[order]
+    groups = np.flatnonzero(np.concatenate([[True], runs[1:] != runs[:-1]])[: len(runs)])
+    firsts = np.minimum.reduceat(order, groups) if len(groups) else order
+    short = np.concatenate(
+        [
+            each.short + np.array([0, 0, 0, start], np.uint64)
+            for each, start in zip(found, before, strict=True)
+        ]
+    )
+    short = short[np.lexsort(short.T[::-1])]
+    return {
+        "runs": runs[groups],
+        "run_entries": owners[firsts],
+        "firsts": short[:, 0],
+        "first_lengths": short[:, 1].astype(np.int32),
+        "lasts": short[:, 2],
+        "first_entries": short[:, 3].astype(np.int32),
+        "entry_files": np.repeat(np.arange(len(found), dtype=np.int32), counts),
+    }
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
