@@ -27,6 +27,7 @@ CHECKS = {
     "coverage": (PYTHON, "-m", "coverage", "report"),
     "public names": (PYTHON, "scripts/public_names.py"),
 }
+TELLS = ("requirements", "public names")  # their last line is worth reading when all is well too
 
 
 def needs_test_run(root: Path = ROOT) -> bool:
@@ -55,6 +56,8 @@ def _passes(name: str, command: tuple[str, ...]) -> bool:
     print(
         f"{'ok' if is_ok else 'FAILED':6}  {name:12}  {time.monotonic() - start:5.1f} s", flush=True
     )
+    if is_ok and name in TELLS:
+        print(f"        {done.stdout.rstrip().rpartition(chr(10))[2]}", flush=True)
     if not is_ok:
         print((done.stdout + done.stderr).rstrip(), flush=True)
     return is_ok

@@ -1,5 +1,5 @@
 """Every public name -> what is wrong with it.   in: nanochat/*.py, .coverage   out: a list
-who calls: scripts/check.py, tests/repo/test_scripts.py
+who calls: scripts/check.py, tests/repo/test_scripts.py; --list prints every name
 
 A public name stands in a module's __all__, or is a public method of a class that does.  It has to
 have a docstring and to be executed by a test: a line of its body, as the coverage of the last whole
@@ -10,7 +10,7 @@ one, or its name in a test.
 import ast
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,23 +81,41 @@ def problems(
             yield f"{where} is executed by no test"
 
 
-def main() -> int:
-    """Prints what is wrong and how many names there are; 1 when anything is."""
+def main(argv: Sequence[str] = ()) -> int:
+    """Prints what is wrong and how many names there are; 1 when anything is.
+
+    With --list, every public name and its kind instead.
+    """
+    sources = {_module(path): path for path in sorted((ROOT / "nanochat").rglob("*.py"))}
+    names = [
+        name for module, path in sources.items() for name in public_names(path.read_text(), module)
+    ]
+    if "--list" in argv:
+        print("\n".join(f"{name.module}.{name.name} ({name.kind})" for name in names))
+        return 0
+    lines_run = _lines_run(sources)
+    mentioned = set[str]()
+    for module, path in sources.items():
+        mentioned |= names_called(path.read_text(), lines_run[module])
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        mentioned |= set(re.findall(r"\w+", path.read_text()))
+    found = list(problems(names, lines_run, mentioned))
+    told = f"{len(names):,} public names, {len(found)} problems"
+    print("\n".join([*found, f"{told}; all of them: python scripts/public_names.py --list"]))
+    return 1 if found else 0
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def _lines_run(sources: Mapping[str, Path]) -> dict[str, set[int]]:
+    """By module, as the last whole test run has it."""
     from coverage import CoverageData
 
     data = CoverageData(str(ROOT / ".coverage"))
     data.read()
-    names, lines_run, mentioned = [], {}, set[str]()
-    for path in sorted((ROOT / "nanochat").rglob("*.py")):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        source, lines_run[module] = path.read_text(), set(data.lines(str(path)) or ())
-        names += public_names(source, module)
-        mentioned |= names_called(source, lines_run[module])
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        mentioned |= set(re.findall(r"\w+", path.read_text()))
-    found = list(problems(names, lines_run, mentioned))
-    print("\n".join([*found, f"{len(names)} public names, {len(found)} problems"]))
-    return 1 if found else 0
+    return {module: set(data.lines(str(path)) or ()) for module, path in sources.items()}
 
 
 def _definition(node: Function | ast.ClassDef, module: str, name: str, kind: str) -> PublicName:
@@ -146,4 +164,4 @@ def _exported(tree: ast.Module) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
 
 from scripts import check, docs, public_names, requirements, size
 from tests.conftest import REPOSITORY
@@ -38,6 +39,7 @@ def hidden(x):
 '''
 
 
+@pytest.mark.req("FR-065")
 def test_public_names_without_docstring_or_test_are_found() -> None:
     names = public_names.public_names(MODULE, "m")
     assert [(entry.name, entry.kind) for entry in names] == [
@@ -68,6 +70,30 @@ def test_every_public_name_of_the_package_is_seen() -> None:
     source = (REPOSITORY / "nanochat" / "common" / "files.py").read_text()
     names = {entry.name for entry in public_names.public_names(source, "nanochat.common.files")}
     assert {"home_dir", "read_json", "open_atomically"} <= names
+
+
+@pytest.mark.req("FR-065")
+def test_every_public_name_is_listed_or_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "nanochat" / "corpus" / "shape.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(MODULE)
+    monkeypatch.setattr(public_names, "ROOT", tmp_path)
+    assert public_names.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ("Shape (class)", "Shape.grow (method)", "area (function)", "hidden (function)")
+    assert lines == [f"nanochat.corpus.shape.{name}" for name in (*names, "LIMIT (value)")]
+    data = CoverageData(str(tmp_path / ".coverage"))
+    data.add_lines({str(module): range(1, 100)})
+    data.write()
+    (tmp_path / "tests").mkdir()
+    assert public_names.main() == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "nanochat.corpus.shape.Shape.grow (method) has no docstring",
+        "nanochat.corpus.shape.hidden (function) has no docstring",
+        "5 public names, 2 problems; all of them: python scripts/public_names.py --list",
+    ]
 
 
 @pytest.mark.req("SC-013")
@@ -187,6 +213,8 @@ def test_one_failing_check_fails_all_and_shows_why(
     assert "what is wrong" in out
     assert "quiet" not in out
     assert "1 of 4 checks failed" in out
-    monkeypatch.setattr(check, "CHECKS", {"lint": good})
+    monkeypatch.setattr(check, "CHECKS", {"lint": good, "public names": good})
     assert check.main() == 0
-    assert "all is in order" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all is in order" in out
+    assert out.count("        quiet\n") == 1, "how many names there are, and where their list is"
