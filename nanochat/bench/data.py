@@ -48,6 +48,7 @@ __all__ = ["DataBench", "bench_data", "main", "write_corpus"]
 
 ROW_GROUP_DOCUMENTS = 1024  # as in karpathy/nanochat's shards
 MIN_DOCUMENT_CHARS = 200
+WITHIN_AN_EPOCH = 0.8  # of the tokens that there are: packing loses some
 SAMPLE_CHARS = 60_000_000  # of the text that is given
 
 
@@ -161,9 +162,10 @@ def _round(
 ) -> dict[str, dict[str, Any]]:
     """Whoever comes first finds the files in memory: all were just written or read."""
     ours = _prepare(bench, folder, number)
-    found = {"prepare": ours, "on_the_fly": _on_the_fly(bench, folder, tokenizer, number)}
+    wanted = int(WITHIN_AN_EPOCH * ours["tokens"])
+    found = {"prepare": ours, "on_the_fly": _on_the_fly(bench, folder, tokenizer, number, wanted)}
     if bench.peer is not None:
-        found["peer"] = _peer(bench, folder, tokenizer, int(ours["tokens"]))
+        found["peer"] = _peer(bench, folder, tokenizer, wanted)
     return found
 
 
@@ -197,8 +199,9 @@ def _prepare(bench: DataBench, folder: Path, number: int) -> dict[str, Any]:
 
 
 def _on_the_fly(
-    bench: DataBench, folder: Path, tokenizer: Tokenizer, number: int
+    bench: DataBench, folder: Path, tokenizer: Tokenizer, number: int, wanted: int
 ) -> dict[str, Any]:
+    """Until `wanted` tokens have come out; `steady` is without the start, which is one chapter."""
     *train, validation = sorted((folder / "base_data_climbmix").iterdir())
     texts = Texts.from_files([*map(str, train)], [str(validation)])
     start_s = time.perf_counter()
@@ -207,8 +210,7 @@ def _on_the_fly(
         stream = PackedStream(opened.train, bench.context_len)
         first = stream.batch(0, bench.rows)
         first_s = time.perf_counter() - start_s
-        tokens = first.inputs_BT.numel()
-        wanted = 0.9 * opened.train.num_tokens  # packing loses some
+        tokens = first_tokens = first.inputs_BT.numel()
         for index in itertools.count(1):
             if tokens >= wanted:
                 break
@@ -221,10 +223,11 @@ def _on_the_fly(
         "first_batch_s": first_s,
         "tokens": tokens,
         "tokens_per_s": tokens / wall_s,
+        "steady_tokens_per_s": (tokens - first_tokens) / (wall_s - first_s),
     }
 
 
-def _peer(bench: DataBench, folder: Path, tokenizer: Tokenizer, tokens: int) -> dict[str, Any]:
+def _peer(bench: DataBench, folder: Path, tokenizer: Tokenizer, wanted: int) -> dict[str, Any]:
     """The peer's figures, from a process of its own.
 
     Raises: PeerFailed with the peer's last line if it fails.
@@ -235,7 +238,7 @@ def _peer(bench: DataBench, folder: Path, tokenizer: Tokenizer, tokens: int) -> 
         "special_tokens": tokenizer.special_tokens,
         "rows": bench.rows,
         "context_len": bench.context_len,
-        "tokens": 0.8 * tokens,  # within its first epoch
+        "tokens": wanted,
     }
     script = Path(__file__).with_name("peer_data.py")
     environment = os.environ | {"PYTHONPATH": str(bench.peer), "NANOCHAT_BASE_DIR": str(folder)}
