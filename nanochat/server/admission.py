@@ -264,4 +264,6 @@ class _Job:
 
     def _finish(self, reason: str) -> None:
         self.num_left = 0
+        if self.is_told and reason == "abort":  # we gave up, not the client
+            reason = "error"
         self.admission._ended(self, reason)

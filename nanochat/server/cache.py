@@ -89,9 +89,10 @@ class ResponseCache:
             model_hash=self._model_hash or self._model,
             tenant=tenant,
             has_seed=policy.has_seed,
+            namespace=policy.namespace,
         )
         with self._lock:
-            if policy.reads and (found := self._found(key, request, deliver)):
+            if policy.reads and (found := self._found(key, request, deliver, policy.max_age_s)):
                 return found
             self._counts["miss"] += 1
             flight = _Flight(self, key, request, policy)
@@ -166,13 +167,15 @@ class ResponseCache:
 
     # ------------------------------------------------- inside, all of it under the lock
 
-    def _found(self, key: str, request: Request, deliver: Deliver) -> CacheAnswer | None:
+    def _found(
+        self, key: str, request: Request, deliver: Deliver, max_age_s: float | None
+    ) -> CacheAnswer | None:
         now = self._clock()
         entry = self._entries.get(key)
         if entry is not None and entry.end_s <= now:
             self._evict(key, "expired")
             entry = None
-        if entry is not None:
+        if entry is not None and (max_age_s is None or now - entry.begin_s <= max_age_s):
             self._entries.move_to_end(key)
             self._counts["hit"] += 1
             _replay(entry.events, request, deliver)

@@ -28,6 +28,10 @@ class CachePolicy(NamedTuple):
     """How long its answer may be kept, if not as long as any."""
     has_seed: bool = True
     """Whether the seed was asked for; one that we made up is not in the key."""
+    max_age_s: float | None = None
+    """How old an answer from the cache may be, if not as old as any."""
+    namespace: str = ""
+    """Answers of one are not given to requests of another."""
 
 
 def cache_policy(
@@ -43,15 +47,19 @@ def cache_policy(
         writes=is_wanted and not (said.get("no-store") or "no-store" in words),
         ttl_s=said.get("ttl"),
         has_seed=has_seed,
+        max_age_s=said.get("s-maxage"),
+        namespace=said.get("namespace") or "",
     )
 
 
-def request_key(request: Request, *, model_hash: str, tenant: str, has_seed: bool = True) -> str:
+def request_key(
+    request: Request, *, model_hash: str, tenant: str, has_seed: bool = True, namespace: str = ""
+) -> str:
     """SHA-256 of everything that decides an answer, and of whose it is."""
     fields = _plain(request)
     if request.sampling.temperature == 0 or not has_seed:
         fields["sampling"]["seed"] = None
-    whole = {"model": model_hash, "tenant": tenant, "request": fields}
+    whole = {"model": model_hash, "tenant": tenant, "namespace": namespace, "request": fields}
     text = json.dumps(whole, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

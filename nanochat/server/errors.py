@@ -25,6 +25,7 @@ from nanochat.common.errors import (
     Overflowed,
     Overloaded,
     RequestTooLong,
+    SchemaError,
     TokenizerError,
     Unavailable,
 )
@@ -89,6 +90,7 @@ class _Answer:
 # The first line that fits counts.
 STATUS_BY_CLASS: tuple[tuple[type[NanochatError], _Answer], ...] = (
     (RequestTooLong, _Answer(400, "context_length_exceeded", param="messages")),
+    (SchemaError, _Answer(400, "invalid_value", param="response_format")),
     (Overloaded, _Answer(429, "rate_limit_exceeded", "rate_limit_exceeded")),
     (Unavailable, _Answer(503, "service_unavailable", "server_error")),
     (DeadlineExceeded, _Answer(504, "deadline_exceeded", "server_error")),
@@ -110,7 +112,7 @@ def to_api_error(error: Exception, param: str | None = None) -> ApiError:
         return error
     for known, answer in STATUS_BY_CLASS:
         if isinstance(error, known):
-            named = param if param and answer.param else answer.param
+            named = param if param and answer.param == "messages" else answer.param
             return ApiError(answer.status, str(error), answer.code, kind=answer.kind, param=named)
     message = "The server had an error while processing your request."
     return ApiError(500, message, "internal_error", kind="server_error")
@@ -180,6 +182,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     elif limit := _limit(context):
         words, code = limit
         message = f"Invalid {name}: {words}."
+    elif kind == "extra_forbidden":
+        message, code = f"Unknown parameter: {name}.", "unknown_parameter"
     elif kind == "unsupported_value":
         message, code = f"Unsupported value for {name}: {first['msg']}.", "unsupported_value"
     elif kind in WRONG_VALUES:

@@ -22,7 +22,7 @@ SCHEME = "bearer "
 class Keys:
     """The keys of one server.
 
-    Raises: ConfigError if there is none, or one is too short to be a secret.
+    Raises: ConfigError if there is none, or one is too short to be a secret or cannot be sent.
     """
 
     def __init__(self, keys: Iterable[str], *, where: str = "keys") -> None:
@@ -33,6 +33,11 @@ class Keys:
             raise ConfigError(
                 f"{where}: a key is shorter than {MIN_KEY_LENGTH} characters: "
                 "openssl rand -hex 16 makes a good one"
+            )
+        if not all(key.isascii() and key.isprintable() for key in found):
+            raise ConfigError(
+                f"{where}: a key has characters beyond ASCII, which clients cannot send in a "
+                "header: openssl rand -hex 16 makes a good one"
             )
         self._digests = sorted({_digest(key) for key in found})
 

@@ -68,14 +68,20 @@ class StreamOptions(_Body):
 
 
 class CacheControl(_Body):
-    """What a request says of the response cache, beyond OpenAI's; its being there says that the
-    answer may be kept though it is not deterministic."""
+    """What a request says of the response cache, beyond OpenAI's, in litellm's words; its being
+    there says that the answer may be kept though it is not deterministic."""
+
+    model_config = ConfigDict(extra="forbid")
 
     ttl: float | None = Field(None, gt=0)
-    """Seconds."""
-    no_cache: bool = Field(False, alias="no-cache")
+    """The longest that the answer is kept, in seconds."""
+    s_maxage: float | None = Field(None, alias="s-maxage", ge=0)
+    """Only an answer that is no older, in seconds."""
+    namespace: str | None = Field(None, max_length=256)
+    """Only answers to requests that say the same here."""
+    no_cache: bool | None = Field(None, alias="no-cache")
     """Answer afresh, and keep that."""
-    no_store: bool = Field(False, alias="no-store")
+    no_store: bool | None = Field(None, alias="no-store")
     """Keep nothing."""
 
 

@@ -60,10 +60,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_active", "queue_wait_s", "request_deadline_s", "keep_alive_s")
-        if self.max_queue < 0 or self.drain_s < 0:
-            raise ConfigError(
-                f"max_queue is {self.max_queue} and drain_s {self.drain_s:g}, expected at least 0"
-            )
+        values = {"max_queue": self.max_queue, "drain_s": self.drain_s}
+        if problems := [f"{name} is {value:g}" for name, value in values.items() if value < 0]:
+            raise ConfigError(f"{', '.join(problems)}: expected at least 0")
 
 
 def _check_positive(settings: object, *names: str) -> None:

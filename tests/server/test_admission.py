@@ -131,6 +131,7 @@ def test_nobody_waits_for_ever(engine: SlowEngine) -> None:
     assert len(waiting) == 1 and len(running) == 2 and admission.num_active == 0
     assert admission.metrics.value("requests_rejected_total", reason="queue_wait") == 1
     assert admission.metrics.value("errors_total", type="DeadlineExceeded") == 1
+    assert admission.metrics.value("requests_aborted_total") == 0  # both clients are still there
 
 
 @pytest.mark.req("FR-054")
@@ -146,6 +147,8 @@ def test_draining_lets_what_runs_go_on(admission: Admission, engine: SlowEngine)
     assert admission.abort_all() == 1
     assert isinstance(told[1], Aborted) and engine.cancelled == ["a"]
     assert admission.abort_all() == 1 and len(told) == 2  # nobody is told twice
+    end(engine, "a", "abort")
+    assert admission.metrics.value("requests_aborted_total") == 0
 
 
 def test_readiness_is_the_engines(engine: SlowEngine) -> None:

@@ -331,6 +331,8 @@ def test_policies_come_from_the_request_its_cache_object_and_its_header() -> Non
     assert policy(True) == CachePolicy(True, True, None, False)
     assert policy(False) == CachePolicy(False, False, None, False)
     assert policy(False, {"ttl": 5}) == CachePolicy(True, True, 5, False)
+    aged = policy(True, {"s-maxage": 7, "namespace": "mine"})
+    assert aged == CachePolicy(True, True, None, False, 7, "mine")
     assert policy(True, {"no-cache": True})[:2] == (False, True)
     assert policy(True, {"no-store": True})[:2] == (True, False)
     assert policy(True, None, "No-Cache")[:2] == (False, True)
@@ -343,6 +345,25 @@ def test_policies_come_from_the_request_its_cache_object_and_its_header() -> Non
 
 def key(asked: Request, **more: Any) -> str:
     return request_key(asked, **{"model_hash": "h", "tenant": "t", **more})
+
+
+def test_a_request_says_how_old_an_answer_may_be_and_whose(
+    cache: ResponseCache, engine: SlowEngine, clock: Clock
+) -> None:
+    ask(cache, request("a"))
+    engine.answer("a", "old")
+    clock.now += 10
+    assert ask(cache, request("b"), BOTH._replace(max_age_s=10))[0].status == "HIT"
+    clock.now += 1
+    assert ask(cache, request("c"), BOTH._replace(max_age_s=10))[0].status == "MISS"
+    engine.answer("c", "new")
+    _, told = ask(cache, request("d"))
+    assert without_id(told)[0].text == "new"  # it has taken the old one's place
+    mine = BOTH._replace(namespace="mine")
+    assert ask(cache, request("e"), mine)[0].status == "MISS"
+    engine.answer("e", "mine")
+    assert ask(cache, request("f"), mine)[0].status == "HIT"
+    assert ask(cache, request("g"), BOTH._replace(namespace="yours"))[0].status == "MISS"
 
 
 def test_tenants_and_models_share_nothing(cache: ResponseCache, engine: SlowEngine) -> None:

@@ -8,7 +8,7 @@ from nanochat.common.errors import ConfigError
 from nanochat.server import keys as module
 from nanochat.server.keys import MIN_KEY_LENGTH, Keys
 
-KEYS = ("first-key-of-them", "second-key-of-them", "schlüssel-mit-umlaut")
+KEYS = ("first-key-of-them", "second-key-of-them", "third: of/them+=, all")
 
 
 @pytest.mark.req("FR-062")
@@ -58,8 +58,10 @@ def test_a_file_has_a_key_a_line(tmp_path: Path) -> None:
         (b"# none\n", "no key there"),
         (b"hush-hush\n", f"a key is shorter than {MIN_KEY_LENGTH} characters"),
         (b"\xff" * 20, "it is not UTF-8"),
+        ("schlüssel-mit-umlaut\n".encode(), "a key has characters beyond ASCII"),
+        (b"a-key-with-a-bell-\x07\n", "a key has characters beyond ASCII"),
     ],
-    ids=["none", "short", "binary"],
+    ids=["none", "short", "binary", "umlaut", "control"],
 )
 def test_mistakes_in_a_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "keys").write_bytes(content)
