@@ -1,5 +1,5 @@
 """A written program and its tests -> right or wrong.   in: a completion, tests   out: a verdict
-who calls: evals/tasks/humaneval, custom code tasks, train (rewards)
+who calls: judging.py, for HumanEval and code tasks of one's own
 
 The program runs behind walls, and its tests in another process that can only ask it questions: it
 holds neither tests nor expected answers nor the nonce that stands for "passed", and what it answers

@@ -1,7 +1,7 @@
 """A seccomp filter, interpreted.   in: a program, a system call   out: what the kernel would do
 who calls: tests/common/test_sandbox.py
 
-The four instructions ours are made of, so that the filter for the other machine is tested too.
+The six instructions ours are made of, so that the filter for the other machine is tested too.
 Source: Documentation/networking/filter.rst, include/uapi/linux/seccomp.h.
 """
 
@@ -25,6 +25,10 @@ def decide(program: bytes, arch: int, number: int, *arguments: int) -> int:
             position += if_true if loaded == value else if_false
         elif code == 0x35:
             position += if_true if loaded >= value else if_false
+        elif code == 0x45:
+            position += if_true if loaded & value else if_false
+        elif code == 0x54:
+            loaded &= value
         elif code == 0x06:
             return value
         else:

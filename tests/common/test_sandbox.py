@@ -24,6 +24,7 @@ from nanochat.common.sandbox.box import Sandbox, run_program
 from nanochat.common.sandbox.limits import SandboxLimits
 from nanochat.common.sandbox.selftest import PROBES, SelfTest, Wall, self_test
 from tests.common.attacks.attack import descendants
+from tests.conftest import REPOSITORY
 from tests.patience import wait_until
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the walls are Linux's")
@@ -271,7 +272,26 @@ BREAKS = {
     "watch._keep_only = lambda ends, kept: (os.dup2(ends['stdout'], 1))": "no inherited descriptor",
     "folders.is_over = lambda *a: False": "number of files limit",
     "forkserver.os.environ.clear = lambda: None": "no environment",
+    # Linux 5.19, taken for one that guards truncation
+    "landlock.abi = lambda: 2; landlock.TRUNCATE_ABI = 2": "files outside cannot be emptied",
 }
+
+
+@linux_only
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_wall_holds_on_an_older_kernel_too(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows fewer rights: what it does not guard, seccomp refuses."""
+    boot = forkserver.BOOT.replace(
+        "main(sys.argv[2])",
+        f"from nanochat.common.sandbox import landlock; landlock.abi = lambda: {version}; "
+        "main(sys.argv[2])",
+    )
+    monkeypatch.setattr(drivers, "BOOT", boot)
+    found = self_test("landlock")
+    assert f"Landlock ABI {version}" in found.notes
+    assert [wall for wall in found.walls if not wall.holds] == []
 
 
 @linux_only
@@ -285,7 +305,7 @@ def test_a_wall_that_is_down_is_found(taken_down: str, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(drivers, "BOOT", boot)
     environment = {"PYTHONHASHSEED": "0", "HOME": "somewhere"}
-    monkeypatch.setattr(box, "_environment", lambda driver: environment)
+    monkeypatch.setattr(drivers, "environment", lambda driver: environment)
     with pytest.raises(SandboxError, match="do not hold: .*" + BREAKS[taken_down]) as caught:
         Sandbox("landlock")
     assert "--unsafe-code" in str(caught.value)
@@ -327,10 +347,74 @@ def test_drivers_start_the_same_server(monkeypatch: pytest.MonkeyPatch) -> None:
         assert json.loads(start.command[-1]) == dataclasses.asdict(start.settings)
         assert start.command[-3] == forkserver.BOOT
     bubble = drivers.start("bubblewrap", SETTINGS)
-    assert {"--unshare-all", "--cap-drop"} <= set(bubble.command)
+    assert {"--unshare-all", "--cap-drop", "--die-with-parent"} <= set(bubble.command)
     assert (bubble.settings.has_room, bubble.settings.user) == (False, None)
-    container = drivers.start("container", SETTINGS, "an-image").command
-    assert {"--read-only", "none", "no-new-privileges", "an-image"} <= set(container)
+    container = drivers.start("container", SETTINGS, "an-image")
+    assert {"--read-only", "none", "no-new-privileges", "an-image"} <= set(container.command)
+    assert container.command[container.command.index("--env") + 1] == "PYTHONHASHSEED=0"
+    name = container.command[container.command.index("--name") + 1]
+    assert container.end[1:] == ["rm", "--force", name]
+
+
+ENGINE = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+with open({log!r}, "a") as log:
+    log.write(" ".join(words[:2]) + " " + words[-1][-40:] + "\\n")
+    log.write(os.environ.get("DOCKER_HOST", "nowhere") + "\\n")
+if words[:2] == ["image", "inspect"]:
+    sys.exit(not os.path.exists({pulled!r}))
+if words[0] == "pull":
+    sys.exit("no such image") if words[1] == "absent" else open({pulled!r}, "w").close()
+if words[0] == "run":  # a container that does not end when its command does
+    stuck = words.index("python")
+    inside = [{python!r}, *words[stuck + 1 : -2], {root!r}, words[-1]]
+    print(subprocess.Popen(inside).wait(), file=sys.stderr)
+    while True:
+        os.read(os.pipe()[0], 1)
+"""
+
+
+@linux_only
+def test_an_image_is_fetched_first_and_a_container_that_is_stuck_is_ended_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log, pulled = tmp_path / "log", tmp_path / "pulled"
+    engine = tmp_path / "docker"
+    engine.write_text(
+        ENGINE.format(python=sys.executable, log=str(log), pulled=str(pulled), root=str(REPOSITORY))
+    )
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", "tcp://there")
+    with pytest.raises(SandboxError, match="docker pull absent failed.*--sandbox-image"):
+        Sandbox("container", unsafe=True, image="absent").run("")
+    with Sandbox("container", unsafe=True, image="one") as opened:
+        assert opened.run("print(6 * 7)").stdout == "42\n"
+    said = log.read_text().splitlines()[::2]
+    assert [line.split()[0] for line in said] == ["image", "pull", "image", "pull", "run", "rm"]
+    assert said[-1].startswith("rm --force nanochat-sandbox-")
+    assert set(log.read_text().splitlines()[1::2]) == {"tcp://there"}
+
+
+@linux_only
+def test_bubblewrap_ends_with_the_process_that_opened_it_even_if_all_inside_is_stopped() -> None:
+    if why := drivers.absent("bubblewrap"):
+        pytest.skip(why)
+    program = (
+        "from nanochat.common.sandbox.box import Sandbox; import os\n"
+        "from tests.common.attacks.attack import descendants\n"
+        "s = Sandbox('bubblewrap', unsafe=True); s.run('')\n"
+        "inside = [s._server.pid, *descendants(s._server.pid)]\n"
+        "for pid in inside[1:]: os.kill(pid, 19)\n"
+        "print(*inside, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in done.stdout.split()))
 
 
 @pytest.mark.parametrize("driver", ["bubblewrap", "container"])

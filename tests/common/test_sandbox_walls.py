@@ -63,6 +63,29 @@ def test_the_filter_decides_as_its_lists_say(machine: str) -> None:
     assert len(program) // 8 < 4096  # the kernel takes no longer one
 
 
+@pytest.mark.parametrize("machine", sorted(NUMBERS))
+def test_files_are_emptied_by_path_only_where_landlock_is_asked(machine: str) -> None:
+    """Below its ABI 3 nobody asks Landlock about truncate, nor about O_TRUNC without writing."""
+    numbers, arch = NUMBERS[machine], ARCHITECTURES[machine]
+
+    def action(guards: bool, name: str, *arguments: int) -> int:
+        program = seccomp.filter_program(machine, guards)
+        return decide(program, arch, numbers[name], *arguments)
+
+    assert action(False, "truncate") == EPERM and action(True, "truncate") == ALLOW
+    assert action(False, "ftruncate") == ALLOW
+    for name, before in (("open", (0,)), ("openat", (0, 0))):
+        if name not in numbers:
+            continue
+        for flags in range(4):  # read, write, both, and 3: neither, for ioctl
+            assert action(False, name, *before, flags) == ALLOW
+            is_written = flags in (1, 2)
+            for more in (os.O_TRUNC, os.O_TRUNC | os.O_CREAT | os.O_CLOEXEC):
+                wanted = ALLOW if is_written else EPERM
+                assert action(False, name, *before, flags | more) == wanted, (name, flags)
+                assert action(True, name, *before, flags | more) == ALLOW
+
+
 def test_lists_of_calls_are_apart_and_known() -> None:
     assert not set(ALLOWED) & set(DEADLY)
     for name in (
@@ -147,7 +170,7 @@ def test_walls_stand_in_their_order(tmp_path: Path) -> None:
 def test_a_wall_that_cannot_be_put_up_keeps_the_program_from_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> None:
+    def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "no seccomp here")
 
     monkeypatch.setattr(walls.seccomp, "install", refuse)

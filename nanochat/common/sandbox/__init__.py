@@ -1,5 +1,5 @@
 """Programs written by a model -> what became of them.   in: source text   out: Outcome
-who calls: evals, train (rewards)
+who calls: evals, cli (eval), train (examine)
 
     box.py         Sandbox and run_program: what the other rooms use
     limits.py      how much a program may take, and what is told of it afterwards

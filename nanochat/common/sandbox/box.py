@@ -1,5 +1,5 @@
 """Source text -> Outcome.   in: a program, limits   out: what became of it
-who calls: evals.code, train (rewards)
+who calls: evals.code, evals.runner, cli (eval), train (examine)
 
     with Sandbox() as sandbox:
         outcome = sandbox.run("print(6 * 7)")
@@ -32,7 +32,8 @@ from nanochat.common.sandbox.limits import Outcome, SandboxLimits
 
 __all__ = ["CheckedOutcome", "Sandbox", "run_program"]
 
-START_S = 60.0  # a container's image may have to be fetched first
+START_S = 60.0
+END_S = 30.0  # for a container engine to end a container
 # Beyond a program's own limit, before the server counts as stuck: a busy machine takes its time.
 REPLY_S = 20.0
 # Users of programs: high numbers nobody has, other ones for every sandbox, so that processes of one
@@ -71,6 +72,7 @@ class Sandbox:
         self._image = image
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
+        self._end: list[str] = []
         self._scratch = ""
         if not unsafe:
             from nanochat.common.sandbox.selftest import self_test
@@ -149,7 +151,10 @@ class Sandbox:
             has_room=self.driver == "linux",
             is_strict=not self._unsafe,
         )
+        if self.driver == "container":
+            drivers.fetch_image(self._image)
         start = drivers.start(self.driver, settings, self._image)
+        self._end = start.end
         with open(os.path.join(self._scratch, "log"), "wb") as log:
             try:
                 self._server = subprocess.Popen(
@@ -157,7 +162,7 @@ class Sandbox:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    env=_environment(self.driver),
+                    env=drivers.environment(self.driver),
                     cwd="/",
                     start_new_session=True,
                 )
@@ -189,7 +194,11 @@ class Sandbox:
             for pipe in (self._server.stdin, self._server.stdout):
                 if pipe is not None:
                     pipe.close()
-            _ended(self._server)
+            if not _ended(self._server) and self._end:
+                subprocess.run(
+                    self._end, env=drivers.environment(self.driver), stdin=subprocess.DEVNULL,
+                    capture_output=True, timeout=END_S, check=False,
+                )  # fmt: skip
             self._server = None
         said = ""
         if self._scratch:
@@ -223,19 +232,12 @@ def _job(kind: str, source: str, limits: SandboxLimits) -> dict[str, Any]:
     return {"kind": kind, "source": source, "limits": dataclasses.asdict(limits)}
 
 
-def _environment(driver: Driver) -> dict[str, str]:
-    """Nothing of ours; the same order of sets in every run, so that verdicts can be repeated."""
-    settings = {"PYTHONHASHSEED": "0"}
-    if driver in ("linux", "landlock"):
-        return settings
-    # bwrap and container engines have to find their own files.
-    return settings | {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-
-
-def _ended(server: "subprocess.Popen[bytes]") -> None:
-    """Its pipe has ended, so it ends; if it does not, it is killed with all it started."""
+def _ended(server: "subprocess.Popen[bytes]") -> bool:
+    """Whether it ended by itself, as its pipe has; if not, it is killed with all it started."""
     until_s = time.monotonic() + 1.0
     while server.poll() is None and time.monotonic() < until_s:
         time.sleep(0.001)
+    is_alone = server.poll() is not None
     server.kill()
     server.wait()
+    return is_alone

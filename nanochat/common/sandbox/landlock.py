@@ -4,7 +4,8 @@ who calls: walls.py
 Landlock (Linux 5.13) lets a process take rights away from itself, for good.  Everything the running
 kernel can guard is guarded; what is granted is reading below some paths and all but devices,
 sockets and links below others.  From ABI 4 it also stops TCP, from ABI 6 abstract sockets and
-signals to processes outside.  Not guarded by it: stat, chmod, utime; seccomp forbids the latter.
+signals to processes outside.  Not guarded by it: stat, chmod, utime, and below ABI 3 truncate;
+seccomp forbids all but the first.
 Source: Documentation/userspace-api/landlock.rst, include/uapi/linux/landlock.h.
 Read next: seccomp.py (which system calls).
 """
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from nanochat.common.sandbox import kernel
 from nanochat.common.sandbox.numbers import NUMBERS
 
-__all__ = ["abi", "restrict"]
+__all__ = ["TRUNCATE_ABI", "abi", "restrict"]
 
 # LANDLOCK_ACCESS_FS_*
 WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -28,6 +29,9 @@ MAKE_DIR, MAKE_REG, REFER, TRUNCATE = 1 << 7, 1 << 8, 1 << 13, 1 << 14
 READ = READ_FILE | READ_DIR
 WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE
 OF_A_FILE = READ_FILE | WRITE_FILE | TRUNCATE  # the rights that may be granted on a single file
+
+TRUNCATE_ABI = 3
+"""From here on (Linux 6.2) emptying a file is a right of its own; below, nobody is asked."""
 
 # How many rights each ABI knows: (of files, of the network, of scopes), as numbers of bits.
 KNOWN_BITS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0)}

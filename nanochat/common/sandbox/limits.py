@@ -1,5 +1,5 @@
 """How much a program may take, and what is told of it.   in: numbers   out: SandboxLimits, Outcome
-who calls: box, watch, evals.code, train (rewards)
+who calls: box, watch, evals.code
 
 Read next: watch.py (who enforces time and output), walls.py (who enforces the rest).
 """

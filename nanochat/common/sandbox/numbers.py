@@ -1,13 +1,14 @@
 """The numbers of system calls on two machines.   in: nothing   out: tables
 who calls: seccomp.py, landlock.py
 
-ALLOWED is all a Python program without network, children and threads needs; DEADLY is what only an
-attack would call, PRETENDED what copying a file calls and nothing depends on.
+ALLOWED is all a Python program without network, children and threads needs; TRUNCATING is allowed
+too where Landlock guards it.  DEADLY is what only an attack would call, PRETENDED what copying a
+file calls and nothing depends on.
 Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.
 Read next: seccomp.py (what becomes of them).
 """
 
-__all__ = ["ALLOWED", "ARCHITECTURES", "DEADLY", "NUMBERS", "PRETENDED"]
+__all__ = ["ALLOWED", "ARCHITECTURES", "DEADLY", "NUMBERS", "PRETENDED", "TRUNCATING"]
 
 # linux/audit.h
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -17,7 +18,7 @@ ALLOWED = tuple(
     read write readv writev pread64 pwrite64 lseek close close_range open openat creat stat
     fstat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents
     getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2
-    truncate ftruncate fsync fdatasync umask brk mmap munmap mremap mprotect madvise
+    ftruncate fsync fdatasync umask brk mmap munmap mremap mprotect madvise
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack rt_sigpending rt_sigsuspend
     rt_sigtimedwait pause alarm setitimer getitimer clock_gettime clock_getres clock_nanosleep
     nanosleep gettimeofday time times getrusage sysinfo uname getpid gettid getppid getuid
@@ -26,6 +27,8 @@ ALLOWED = tuple(
     dup dup2 dup3 poll ppoll select pselect6 getrandom exit exit_group getrlimit wait4 waitid
     """.split()
 )
+
+TRUNCATING = ("truncate",)
 
 DEADLY = tuple(
     """

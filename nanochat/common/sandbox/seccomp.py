@@ -5,9 +5,10 @@ An allow list: what is not named here does not exist for the program, also what 
 Left out on purpose, though harmless in themselves: threads (clone altogether), links and extended
 attributes (Landlock does not guard them), fcntl's F_SETOWN (sends signals), ioctl but for five
 questions.  chmod and utime, which Landlock does not guard either, answer 0 and do nothing, so that
-shutil.copy goes on.  A call that no honest program makes ends it at once (SIGSYS), so that it is
-told apart; every other one fails with EPERM, and clone3 with ENOSYS, to which the C library answers
-with clone.
+shutil.copy goes on.  Where Landlock does not guard truncation (below ABI 3), truncate is left out,
+and opening empties a file only where it opens it for writing, which Landlock guards everywhere.
+A call that no honest program makes ends it at once (SIGSYS), so that it is told apart; every other
+one fails with EPERM, and clone3 with ENOSYS, to which the C library answers with clone.
 Source: linux/seccomp.h, linux/filter.h, arch/x86/entry/syscalls, include/uapi/asm-generic/unistd.h.
 Read next: landlock.py (which files), walls.py (order).
 """
@@ -17,12 +18,19 @@ import struct
 from typing import NamedTuple
 
 from nanochat.common.sandbox import kernel
-from nanochat.common.sandbox.numbers import ALLOWED, ARCHITECTURES, DEADLY, NUMBERS, PRETENDED
+from nanochat.common.sandbox.numbers import (
+    ALLOWED,
+    ARCHITECTURES,
+    DEADLY,
+    NUMBERS,
+    PRETENDED,
+    TRUNCATING,
+)
 
 __all__ = ["filter_program", "install"]
 
-# linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, RET|K
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+# linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, JMP|JSET|K, ALU|AND|K, RET|K
+LOAD, EQUAL, AT_LEAST, HAS_BITS, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 PRETEND, REFUSE, UNKNOWN = 0x00050000, 0x00050000 | 1, 0x00050000 | 38  # 0, EPERM, ENOSYS
 
@@ -35,6 +43,9 @@ FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX: what opening a file and asking isatty() need
 IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)
 SECCOMP_MODE_FILTER = 2
+# Which argument of a call has the flags to open with; asm-generic/fcntl.h
+FLAGS_OF = {"open": 1, "openat": 2}
+ACCESS_MODE, WRITE_ONLY, READ_WRITE, TRUNCATE = 3, 1, 2, 0o1000
 
 
 class _Instruction(NamedTuple):
@@ -47,9 +58,10 @@ class _Instruction(NamedTuple):
         return struct.pack("<HBBI", *self)
 
 
-def filter_program(machine: str) -> bytes:
+def filter_program(machine: str, guards_truncation: bool = False) -> bytes:
     """The filter in the kernel's form, 8 bytes an instruction.
 
+    guards_truncation: whether Landlock does, so that this need not.
     Raises: KeyError for a machine other than x86_64 and aarch64.
     """
     numbers = NUMBERS[machine]
@@ -61,7 +73,12 @@ def filter_program(machine: str) -> bytes:
         _Instruction(AT_LEAST, 0, 1, X32_CALLS),
         _return(KILL),
     ]
-    for names, action in ((ALLOWED, ALLOW), (DEADLY, KILL), (PRETENDED, PRETEND)):
+    allowed = (*ALLOWED, *TRUNCATING) if guards_truncation else ALLOWED
+    if not guards_truncation:
+        for name, argument in FLAGS_OF.items():
+            if name in numbers:
+                program += _when_number(numbers[name], _emptied_only_for_writing(argument))
+    for names, action in ((allowed, ALLOW), (DEADLY, KILL), (PRETENDED, PRETEND)):
         for name in names:
             if name in numbers:  # aarch64 lacks the older ones
                 program += _when_number(numbers[name], [_return(action)])
@@ -73,7 +90,7 @@ def filter_program(machine: str) -> bytes:
     return b"".join(instruction.packed() for instruction in program)
 
 
-def install(machine: str = kernel.MACHINE) -> None:
+def install(machine: str = kernel.MACHINE, guards_truncation: bool = False) -> None:
     """From here on this process, for good, makes only the calls allowed.
 
     Raises: OSError where the kernel has no seccomp or the machine is another one; no_new_privs must
@@ -81,7 +98,7 @@ def install(machine: str = kernel.MACHINE) -> None:
     """
     if machine not in NUMBERS:
         raise OSError(38, f"no list of system calls for {machine}, expected {' or '.join(NUMBERS)}")
-    code = filter_program(machine)
+    code = filter_program(machine, guards_truncation)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     kernel.prctl("SECCOMP", SECCOMP_MODE_FILTER, ctypes.create_string_buffer(header, len(header)))
@@ -116,6 +133,19 @@ def _only_commands(commands: tuple[int, ...]) -> list[_Instruction]:
         for step in (_Instruction(EQUAL, 0, 1, command), _return(ALLOW))
     ]
     return [_load(_low(1)), *checks, _return(REFUSE)]
+
+
+def _emptied_only_for_writing(argument: int) -> list[_Instruction]:
+    """Allowed, but for O_TRUNC with an access mode that Landlock does not take for writing."""
+    return [
+        _load(_low(argument)),
+        _Instruction(HAS_BITS, 0, 4, TRUNCATE),
+        _Instruction(AND, 0, 0, ACCESS_MODE),
+        _Instruction(EQUAL, 2, 0, WRITE_ONLY),
+        _Instruction(EQUAL, 1, 0, READ_WRITE),
+        _return(REFUSE),
+        _return(ALLOW),
+    ]
 
 
 def _only_asking_about_itself() -> list[_Instruction]:

@@ -3,7 +3,8 @@ who calls: box.py (before anything else is run), cli eval
 
 A wall is judged by its effect, not by what the kernel says it has: something is laid out outside
 (a file, a folder, sockets that listen, this process), a program in a real sandbox goes for it, and
-what is outside is looked at afterwards.
+what is outside is looked at afterwards.  The CPU limit alone is read and not run into, since the
+kernel counts whole seconds; the long form runs into it.
 Read next: tests/common/attacks/ (the long form of this).
 """
 
@@ -90,6 +91,11 @@ class _Outside:
     def written(self) -> str:
         return os.path.join(self.folder, "written")
 
+    @property
+    def precious(self) -> str:
+        """A file that anybody may write."""
+        return os.path.join(self.folder, "precious")
+
     def preamble(self) -> str:
         """What a probe knows; more than any real program could."""
         tcp, unix, abstract = self.addresses
@@ -141,8 +147,10 @@ def _laid_out() -> Iterator[_Outside]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nanochat-walls-"))
         os.chmod(folder, 0o777)  # only a wall may keep the program out
-        with open(os.path.join(folder, "secret"), "w") as file:
-            file.write(token)
+        for name in ("secret", "precious"):
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(token)
+        os.chmod(os.path.join(folder, "precious"), 0o666)  # again, only a wall
         listeners, addresses = [], []
         for family, address in (
             (socket.AF_INET, ("127.0.0.1", 0)),
@@ -164,6 +172,15 @@ def _laid_out() -> Iterator[_Outside]:
 
 _READ = "print(open(FOLDER + '/secret').read())"
 _WRITE = "open(FOLDER + '/written', 'w').write('x')"
+_EMPTY = """
+path = FOLDER + '/precious'
+for empty in (lambda: os.truncate(path, 0), lambda: os.open(path, os.O_TRUNC),
+              lambda: os.open(path, 3 | os.O_TRUNC), lambda: os.open(path, 1 | os.O_TRUNC)):
+    try:
+        empty()
+    except OSError:
+        pass
+"""
 _NETWORK = """
 for family, address in ((2, TCP), (1, UNIX), (1, ABSTRACT)):
     try:
@@ -235,6 +252,11 @@ PROBES = (
         "files outside cannot be written",
         _WRITE,
         is_broken=lambda outcome, outside: os.path.exists(outside.written),
+    ),
+    _Probe(
+        "files outside cannot be emptied",
+        _EMPTY,
+        is_broken=lambda outcome, outside: os.path.getsize(outside.precious) == 0,
     ),
     _Probe("no network", _NETWORK, is_broken=lambda outcome, outside: outside.is_called()),
     _Probe(

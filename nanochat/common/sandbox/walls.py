@@ -58,7 +58,9 @@ def put_up(walls: Walls, parent: int) -> None:
             functools.partial(kernel.prctl, "DUMPABLE", 0),
             functools.partial(kernel.prctl, "NO_NEW_PRIVS", 1),
             functools.partial(_guard_files, walls),
-            seccomp.install,
+            functools.partial(
+                seccomp.install, kernel.MACHINE, landlock.abi() >= landlock.TRUNCATE_ABI
+            ),
         ]
     for step in steps:
         try:

@@ -1,5 +1,5 @@
 """GSM8K: school mathematics, with the calculator.   in: gsm8k/test.jsonl   out: Task
-who calls: tasks/__init__.py, train (rewards)   (imports no torch)
+who calls: tasks/__init__.py   (imports no torch)
 
 The answer stands behind ####.  karpathy/nanochat compares strings, so that `10.` and `10.0` are not
 10; by default numbers are compared, and whether the strings were equal too is told.
