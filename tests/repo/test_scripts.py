@@ -134,12 +134,24 @@ def test_the_list_of_requirements_is_whole_and_no_test_invents_one() -> None:
 KINDS = {"US-": 5, "EC-": 10, "FR-": 83, "SC-": 15}
 
 
-def test_lines_of_code_are_told_from_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_code_are_told_from_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     docstring, text = '"""Doc.\n\nMore.\n"""\n\n', 'x = """a\nb"""  # why\n\n\n# because\n'
     source = docstring + text + 'def f():\n    """F."""\n    return x\n'
     assert size.count_lines(source) == (4, 9)
+    for place in ("nanochat/common/two.py", "nanochat/common/one.py", "tests/test_one.py"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(source if "two" in place else text)
+    monkeypatch.setattr(size, "ROOT", tmp_path)
     assert size.main() == 0
-    assert "nanochat/common/" in capsys.readouterr().out
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["6", "12", "nanochat/common/"],
+        ["4", "9", "two.py"],
+        ["2", "3", "one.py"],
+        ["2", "3", "tests/"],
+        ["8", "15", "in", "all"],
+    ]
 
 
 def test_pages_of_another_repository_differ(
