@@ -53,6 +53,7 @@ __all__ = [
     "checkpoints_in",
     "find_steps",
     "is_finished",
+    "is_steady",
     "load_checkpoint",
     "newest_valid",
     "save_checkpoint",
@@ -156,6 +157,18 @@ def is_finished(directory: Path) -> bool:
     return bool(state.get("is_finished", True))  # what other writers save is whole
 
 
+def is_steady(directory: Path) -> bool:
+    """Whether the last update before a checkpoint was applied: training may go back to it.
+
+    What cannot be read is no reason to say otherwise.
+    """
+    try:
+        progress = read_object(directory / STATE).get("progress")
+    except CheckpointError:
+        return True
+    return not (isinstance(progress, dict) and progress.get("streak", 0))
+
+
 def checkpoints_in(checkpoints: Path) -> dict[int, Path]:
     """The same for the folder `checkpoints` itself."""
     found = {
@@ -172,14 +185,20 @@ def step_path(checkpoints: Path, step: int) -> Path:
 
 
 def newest_valid(
-    directory: Path, on_refused: Callable[[Path, CheckpointError], None] | None = None
+    directory: Path,
+    on_refused: Callable[[Path, CheckpointError], None] | None = None,
+    *,
+    is_to_be_steady: bool = False,
 ) -> tuple[int, Path] | None:
-    """The newest checkpoint of a stage whose sizes and hashes are in order, and its step.
+    """The newest checkpoint of a stage whose sizes and hashes are in order, and that is steady
+    where that is asked for, and its step.
 
     `on_refused` is told of every newer one that was passed over, and why.
     """
     for step, path in reversed(find_steps(directory).items()):
         try:
+            if is_to_be_steady and not is_steady(path):
+                raise CheckpointError("saved between updates that were thrown away")
             verify_checkpoint(path)
         except CheckpointError as error:
             if on_refused is not None:

@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from nanochat.checkpoint.format import (
     Checkpoint,
     checkpoints_in,
+    is_steady,
     save_checkpoint,
     step_path,
     verify_checkpoint,
@@ -44,7 +45,9 @@ class Retention:
     """
 
     keep_last: int = 2
-    """The newest so many; two, so that a damaged newest one costs one interval and no more."""
+    """The newest so many; two, so that a damaged newest one costs one interval and no more.
+    One that was saved between updates that were thrown away does not count: it is what a killed run
+    goes on from, but no place to go back to."""
     keep_every: int | None = None
     """Besides, every step that is a multiple of this. None: no others."""
 
@@ -54,9 +57,11 @@ class Retention:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
 
-    def kept(self, steps: list[int], best: int | None) -> set[int]:
-        """Which of `steps` stay."""
-        kept = {step for step in steps if step == best} | set(sorted(steps)[-self.keep_last :])
+    def kept(self, steps: list[int], best: int | None, unsteady: Collection[int] = ()) -> set[int]:
+        """Which of `steps` stay; `unsteady` ones alone only while they are the newest."""
+        steady = sorted(set(steps) - set(unsteady))
+        kept = {step for step in steps if step == best} | set(steady[-self.keep_last :])
+        kept |= set(sorted(steps)[-1:])
         if self.keep_every is not None:
             kept |= {step for step in steps if step % self.keep_every == 0}
         return kept
@@ -137,6 +142,16 @@ class Saver:
         if error is not None:
             raise error
 
+    def drop_unsteady(self, after: int) -> None:
+        """Remove what training has gone back from: what was saved after this step between updates
+        that were thrown away.  Nobody may be reading it.
+
+        Raises: CheckpointError if the disk refuses.
+        """
+        for step, path in checkpoints_in(self.directory).items():
+            if step > after and not is_steady(path):
+                _remove(path)
+
     def finish(self) -> None:
         """Wait until what was handed over is on the disk.
 
@@ -183,7 +198,8 @@ class Saver:
         steps = [step for step in found if step <= newest]
         scored = {step: bpb for step, bpb in self._val_bpb.items() if step in found}
         best = min(scored, key=scored.__getitem__) if scored else None
-        for step in set(steps) - self.retention.kept(steps, best):
+        unsteady = [step for step in steps if not is_steady(found[step])]
+        for step in set(steps) - self.retention.kept(steps, best, unsteady):
             _remove(found[step])
 
 

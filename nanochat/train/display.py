@@ -15,6 +15,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from nanochat.train.rows import writing
+
 __all__ = ["Display", "format_duration"]
 
 
@@ -41,15 +43,22 @@ class Display:
 
     @contextlib.contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
-        """Every line meanwhile is added to a file too, with its time, and so is what ends it."""
-        with path.open("a", buffering=1, encoding="utf-8") as self._log:
-            try:
-                yield
-            except BaseException as error:
-                self._write(f"{type(error).__name__}: {error}")
-                raise
-            finally:
-                self._log = None
+        """Every line meanwhile is added to a file too, with its time, and so is what ends it.
+
+        Raises: TrainingError if the file cannot be opened.
+        """
+        with writing(path):
+            log = path.open("a", buffering=1, encoding="utf-8")
+        self._log = log
+        try:
+            yield
+        except BaseException as error:
+            self._write(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._log = None
+            with contextlib.suppress(OSError):
+                log.close()
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -109,7 +118,10 @@ class Display:
 
     def _write(self, text: str) -> None:
         if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            # On a full disk the checkpoint or metrics.jsonl ends the run, with the remedy; a line
+            # of the log would hide it.
+            with contextlib.suppress(OSError):
+                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
 
 def format_duration(seconds: float) -> str:

@@ -25,14 +25,14 @@ class Guard:
     healthy    nothing to say
     spike      more than SIGMAS standard deviations above the mean of the last WINDOW losses
     discarded  loss or gradient was no finite number, and the update was thrown away
-    stuck      the same, `max_skips` times in a row
+    stuck      the same, `max_skips` times in a row, `streak` of an earlier part of the run included
     """
 
-    def __init__(self, max_skips: int) -> None:
+    def __init__(self, max_skips: int, streak: int = 0) -> None:
         assert max_skips > 0, f"max_skips is {max_skips}"
         self._max_skips = max_skips
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._num_discarded_in_a_row = 0
+        self._num_discarded_in_a_row = streak
 
     def see(self, loss: float, *, is_good: bool) -> Verdict:
         """What the newest loss means."""

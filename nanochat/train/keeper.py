@@ -96,19 +96,31 @@ class RunKeeper:
         self.saver.finish()
 
     def go_back(self) -> Progress | None:
-        """Weights and moments of the newest checkpoint, in place; None where there is none."""
-        return self.resume(allow_changed=True)
+        """Weights and moments of the newest checkpoint, in place; None where there is none.
+
+        One saved between updates that were thrown away is passed over, and removed.
+        """
+        found = newest_valid(self.directory, self._say_refused, is_to_be_steady=True)
+        if found is None:
+            return None
+        step, path = found
+        progress = self._take(path, allow_changed=True)
+        self.world.wait()  # until all have read
+        if self.world.is_first:
+            self.saver.drop_unsteady(after=step)
+        return progress
 
     def resume(self, *, allow_changed: bool) -> Progress | None:
-        """The same; refuses to go on where the run began with other settings.
+        """The same, of any that is whole; refuses to go on where the run began with other settings.
 
         Raises: ConfigError naming what differs; of weights of another model, and where the run is
                 past the plan's end, also with `allow_changed`.
         """
         found = newest_valid(self.directory, on_refused=self._say_refused)
-        if found is None:
-            return None
-        _, path = found
+        return None if found is None else self._take(found[1], allow_changed=allow_changed)
+
+    def _take(self, path: Path, *, allow_changed: bool) -> Progress:
+        """Weights and moments of a checkpoint, in place."""
         checkpoint = load_checkpoint(path, with_optimizer=True, with_hashes=False)  # just verified
         state = checkpoint.state
         if is_import(state):

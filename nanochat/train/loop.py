@@ -12,7 +12,6 @@ Read next: step.py (one update), guard.py (what is healthy), stages.py (what is 
 """
 
 import contextlib
-import json
 import math
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,7 +26,7 @@ from nanochat.batches.prefetch import prefetch, waited
 from nanochat.common.device import keep_freed_memory, peak_flops
 from nanochat.common.dist import World
 from nanochat.common.errors import Stopped, TrainingError
-from nanochat.common.files import write_text_atomically
+from nanochat.common.transfer import Arrival
 from nanochat.model.gpt import GPT
 from nanochat.train.clock import Clock, Waiting
 from nanochat.train.display import Display
@@ -35,8 +34,9 @@ from nanochat.train.guard import Guard
 from nanochat.train.loss import compile_loss_sum, loss_sum
 from nanochat.train.optim import Optimizer, Rates
 from nanochat.train.plan import Plan
-from nanochat.train.progress import Progress, from_plain, to_plain
-from nanochat.train.step import LossFunction, Stepper, StepResult
+from nanochat.train.progress import Progress
+from nanochat.train.rows import append_row, read_rows, rewrite_rows
+from nanochat.train.step import LossFunction, Stepper, explained
 from nanochat.train.stop import StopSignals
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Keeper(Protocol):
         """Wait until everything is on disk."""
 
     def go_back(self) -> Progress | None:
-        """Weights and moments of the newest checkpoint, in place; None where there is none."""
+        """Weights and moments of the newest checkpoint whose last update was applied, in place;
+        None where there is none."""
 
 
 class _KeepsNothing:
@@ -147,7 +148,6 @@ def fit(stage: Stage) -> list[dict[str, float]]:
         loop.run()
     finally:
         stage.display.stop()
-    stage.keeper.finish()
     return loop.rows
 
 
@@ -158,7 +158,9 @@ class _Pending(NamedTuple):
     """Updates done with it."""
     batch: int
     """The number of its batch."""
-    result: StepResult
+    num_targets: int
+    measured: Arrival
+    """Loss, norm of the gradient, and whether the update was applied, on their way to the host."""
     timing: dict[str, float]
     """Of the clock, when it was done (on a GPU: when it was on its way)."""
 
@@ -168,8 +170,8 @@ class _Loop:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.plan, self.progress = stage, stage.plan, stage.progress
-        self.rows = _read_rows(stage.metrics_path, stage.progress)
-        self.guard = Guard(stage.max_skips)
+        self.rows = read_rows(stage.metrics_path, stage.progress)
+        self.guard = Guard(stage.max_skips, stage.progress.streak)
         self.pending: _Pending | None = None
         self.waiting = Waiting()
         device = stage.model.embedding.weight.device
@@ -192,9 +194,10 @@ class _Loop:
             while self.progress.step < self.plan.num_steps:
                 with contextlib.closing(self._batches()) as batches:
                     for batch, wait_s in waited(batches):
-                        if not self._advance(batch, wait_s):
+                        if not (self._advance(batch, wait_s) and self._stop_if_asked(signals)):
                             break  # training went back: the batches are other ones now
-                        self._stop_if_asked(signals)
+            self.stage.keeper.finish()
+            self._stop_if_asked(signals)
 
     def _batches(self) -> Generator[Batch]:
         """From where the run stands to its end."""
@@ -216,12 +219,15 @@ class _Loop:
             schedule.lr_at(step), schedule.momentum_at(step), schedule.weight_decay_at(step)
         )
         result = self.stepper.step(batch, rates)
+        # At once: behind the next step the copies would wait for it.
+        measured = Arrival([result.loss, result.grad_norm, result.is_good])
         timing = self.clock.metrics(step + 1, result.num_targets)
         timing["data_wait_s"] = wait_s
         self._replan_if_halved()
         if not self._settle():
             return False
-        self.pending = _Pending(step + 1, self.progress.batch_number(step), result, timing)
+        number = self.progress.batch_number(step)
+        self.pending = _Pending(step + 1, number, result.num_targets, measured, timing)
         self.progress = self.progress.advanced()
         self.stage.world.now_at(self.progress.step)
         self._report_pace()
@@ -247,19 +253,17 @@ class _Loop:
         self.rows.append(row)
         self.stage.display.step(row)
         if self.stage.metrics_path is not None and self.stage.world.is_first:
-            with self.stage.metrics_path.open("a") as file:
-                file.write(_to_line(row))
+            append_row(self.stage.metrics_path, row)
         return True
 
     def _row(self, pending: _Pending) -> dict[str, float]:
-        result = pending.result
-        is_good = bool(result.is_good)
+        loss, grad_norm, is_good = pending.measured.read()
         return {
             "step": pending.step,
-            "loss": float(result.loss) if is_good else math.nan,
-            "grad_norm": float(result.grad_norm) if is_good else math.nan,
+            "loss": loss if is_good else math.nan,
+            "grad_norm": grad_norm if is_good else math.nan,
             "lr": self.plan.schedule.lr_at(pending.step - 1),
-            "num_targets": result.num_targets,
+            "num_targets": pending.num_targets,
             **self._sources(pending.batch),
             **pending.timing,
         }
@@ -288,10 +292,12 @@ class _Loop:
             )
         if verdict in ("discarded", "stuck"):
             self.progress = self.progress.without_update_of(pending.batch)
+            loss, grad_norm, _ = pending.measured.read()
             self.stage.display.note(
-                f"{where} loss {float(pending.result.loss):g}, gradient norm "
-                f"{float(pending.result.grad_norm):g}: its update is thrown away"
+                f"{where} loss {loss:g}, gradient norm {grad_norm:g}: its update is thrown away"
             )
+        else:
+            self.progress = self.progress.with_update()
         if verdict == "stuck":
             self._go_back(pending)
         return verdict != "stuck"
@@ -343,17 +349,24 @@ class _Loop:
         if told := self.stepper.pace.report(world):
             self.stage.display.note(f"  step {self.progress.step}: {told}")
 
-    def _stop_if_asked(self, signals: StopSignals) -> None:
-        """Raises: Stopped on all ranks, if any got a signal."""
+    def _stop_if_asked(self, signals: StopSignals) -> bool:
+        """Whether nobody asked; False if training went back, which the next step's checkpoint is to
+        remember: a signal is obeyed after it.
+
+        Raises: Stopped on all ranks, if any got a signal.
+        """
         number = self.stage.world.largest(signals.received or 0)
         if not number:
-            return
-        self._settle()
+            return True
+        if not self._settle():
+            return False
+        step, num_steps = self.progress.step, self.plan.num_steps
         self.stage.keeper.save(self.progress, self.rows[-1] if self.rows else {})
         self.stage.keeper.finish()
         raise Stopped(
-            f"{self.stage.name} was stopped by {signal.Signals(number).name} after step "
-            f"{self.progress.step} of {self.plan.num_steps}, and saved: the same command goes on",
+            f"{self.stage.name} was stopped by {signal.Signals(number).name} after step {step} of "
+            f"{num_steps}, and saved: "
+            + ("the same command goes on" if step < num_steps else "it is finished"),
             128 + number,
         )
 
@@ -366,7 +379,7 @@ class _Loop:
 
     def _validate(self, row: dict[str, float]) -> None:
         stage, step = self.stage, int(row["step"])
-        with self.clock.paused():
+        with self.clock.paused(), explained(stage.model, "validation"):
             stage.model.eval()
             if stage.validate is not None:
                 told = stage.validate()
@@ -387,34 +400,14 @@ class _Loop:
             self._write_rows()
 
     def _write_rows(self) -> None:
-        """All of metrics.jsonl anew: what is past the place where training goes on is gone."""
-        path = self.stage.metrics_path
-        if path is not None and self.stage.world.is_first:
-            write_text_atomically(path, "".join(map(_to_line, self.rows)))
+        if self.stage.metrics_path is not None and self.stage.world.is_first:
+            rewrite_rows(self.stage.metrics_path, self.rows)
 
 
 def _loss_function(stage: Stage, device: torch.device) -> LossFunction:
     if stage.plan.is_compiled:
         return compile_loss_sum(device.type, is_padded=stage.is_padded)
     return loss_sum
-
-
-def _read_rows(path: Path | None, progress: Progress) -> list[dict[str, float]]:
-    """The rows of an earlier part of the run, of which a killed process may have left the last one
-    out, or half."""
-    rows: dict[float, dict[str, float]] = {}
-    text = path.read_text() if path is not None and path.is_file() else ""
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            row = from_plain(json.loads(line))
-            rows[row["step"]] = row
-    if progress.last_row is not None:
-        rows.setdefault(progress.last_row["step"], dict(progress.last_row))
-    return [rows[step] for step in sorted(rows) if step <= progress.step]
-
-
-def _to_line(row: dict[str, float]) -> str:
-    return json.dumps(to_plain(row)) + "\n"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

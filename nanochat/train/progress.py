@@ -25,6 +25,9 @@ class Progress:
     """Numbers of batches that are passed over, ascending: training went back to before them."""
     discarded: tuple[int, ...] = ()
     """Numbers of batches whose update was thrown away, because it was no finite number."""
+    streak: int = 0
+    """How many of them came last, with none in between that was applied: while there are any,
+    nobody knows whether the weights are still good."""
     num_returns: int = 0
     """How often training went back to a checkpoint."""
     last_row: Mapping[str, float] | None = None
@@ -44,7 +47,11 @@ class Progress:
 
     def without_update_of(self, batch: int) -> "Progress":
         """The same place; the update of this batch was thrown away."""
-        return replace(self, discarded=(*self.discarded, batch))
+        return replace(self, discarded=(*self.discarded, batch), streak=self.streak + 1)
+
+    def with_update(self) -> "Progress":
+        """The same place; the last update was applied."""
+        return self if not self.streak else replace(self, streak=0)
 
     def gone_back(self, to: "Progress") -> "Progress":
         """At `to` again, with all batches from there to here passed over from now on."""
@@ -53,6 +60,7 @@ class Progress:
             to,
             skipped=tuple(sorted({*self.skipped, *tried})),
             discarded=self.discarded,
+            streak=0,
             num_returns=self.num_returns + 1,
         )
 
@@ -62,6 +70,7 @@ class Progress:
             "step": self.step,
             "skipped": list(self.skipped),
             "discarded": list(self.discarded),
+            "streak": self.streak,
             "num_returns": self.num_returns,
             "last_row": self.last_row and to_plain(self.last_row),
         }
@@ -77,6 +86,7 @@ class Progress:
                 step=int(value["step"]),
                 skipped=tuple(int(number) for number in value["skipped"]),
                 discarded=tuple(int(number) for number in value["discarded"]),
+                streak=int(value.get("streak", 0)),  # not known before there was any
                 num_returns=int(value["num_returns"]),
                 last_row=value["last_row"] and from_plain(value["last_row"]),
             )

@@ -45,6 +45,7 @@ from nanochat.train.optim import Optimizer
 from nanochat.train.plan import Hardware, Plan
 from nanochat.train.progress import Progress
 from nanochat.train.recipes import OptimizerRecipe
+from nanochat.train.rows import writing
 from nanochat.train.scale import Scale
 
 if TYPE_CHECKING:
@@ -248,7 +249,8 @@ def _tell(
     if world.size > 1:
         display.note(f"  {world.name} of {world.size}, start {world.num_restarts + 1}")
     if world.is_first:
-        write_json_atomically(directory / "config.json", _provenance(config, work))
+        with writing(directory / "config.json"):
+            write_json_atomically(directory / "config.json", _provenance(config, work))
         _write_plan(directory, work.plan)
     _show(work.plan.lines(), display)
     if progress is not None:
@@ -288,7 +290,8 @@ def _show(lines: Sequence[tuple[str, str, str]], display: Display) -> None:
 
 def _write_plan(directory: Path, plan: Plan) -> None:
     if current_world().is_first:
-        write_json_atomically(directory / "plan.json", plan.to_json())
+        with writing(directory / "plan.json"):
+            write_json_atomically(directory / "plan.json", plan.to_json())
 
 
 def _identity(config: StageConfig, work: StageWork) -> dict[str, object]:

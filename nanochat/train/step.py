@@ -7,16 +7,18 @@ thrown away on the device; nothing here waits for a GPU.
 Read next: optim.py (the update), loop.py (what follows from a result).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat.batches.batch import IGNORE, Batch, micro_batches
-from nanochat.common.device import is_out_of_memory
+from nanochat.common.device import is_out_of_memory, total_memory_bytes
 from nanochat.common.dist import World
 from nanochat.common.errors import TrainingError
+from nanochat.model.cost import count_parameters
 from nanochat.model.gpt import GPT
 from nanochat.train.optim import Optimizer, Rates
 from nanochat.train.pace import Pace
@@ -24,11 +26,32 @@ from nanochat.train.pace import Pace
 if TYPE_CHECKING:
     from nanochat.train.fsdp import ShardedOptimizer
 
-__all__ = ["LossFunction", "StepResult", "Stepper"]
+__all__ = ["LossFunction", "StepResult", "Stepper", "explained"]
 
 LossFunction = Callable[[GPT, Batch], Tensor]
 
 MICRO_BATCH_MULTIPLE = 32  # padded rows are cut back to a multiple of this many tokens
+
+
+@contextlib.contextmanager
+def explained(model: GPT, where: str) -> Iterator[None]:
+    """Meanwhile memory that runs out is one line for the user: where, with what, and the remedy.
+    For what cannot be done in smaller parts.
+
+    Raises: TrainingError instead of what the allocator says.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device = model.embedding.weight.device
+        num_weights = count_parameters(model.config).total
+        raise TrainingError(
+            f"out of memory in {where} of a model of {num_weights:,} weights on {device}, which "
+            f"has {total_memory_bytes(device) / 2**30:.1f} GiB ({error}): lower --depth or "
+            "--context-len, or cut the model over more devices (--shard-model on)"
+        ) from error
 
 
 class StepResult(NamedTuple):
@@ -71,13 +94,20 @@ class Stepper:
     def step(self, batch: Batch, rates: Rates) -> StepResult:
         """The weights moved by one batch.
 
-        Raises: TrainingError when memory does not suffice for a single row.
+        Raises: TrainingError when memory does not suffice for a single row, or for the update.
         """
         num_targets = self._world.total(batch.num_targets)
         if num_targets == 0:
             loss = self._nothing.clone()
             return StepResult(loss, torch.zeros_like(loss), torch.ones_like(loss).bool(), 0)
         loss, gradients = self._loss_and_gradients(batch, num_targets)
+        # AdamW takes room for its moments at the first update; what is half done cannot be redone.
+        with explained(self._model, "the update"):
+            return self._update(loss, gradients, num_targets, rates)
+
+    def _update(
+        self, loss: Tensor, gradients: list[Tensor], num_targets: int, rates: Rates
+    ) -> StepResult:
         norms = [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
         grad_norm = torch.linalg.vector_norm(torch.stack(norms or [torch.zeros_like(loss)]))
         if self._world.size > 1:  # every rank knows a share of the loss, and some gradients' sums
@@ -106,7 +136,8 @@ class Stepper:
                         f"{self._device}: lower --device-batch-rows, or pass --recompute on"
                     ) from error
                 failure = error
-            gradients = self._optimizer.gradients()  # sums that others wait for are carried out
+            with explained(self._model, "the sums of gradients"):
+                gradients = self._optimizer.gradients()  # sums that others wait for are carried out
             # One rank without memory is enough: all take the same, smaller parts.
             if not self._world.largest(failure is not None):
                 return loss, gradients

@@ -217,6 +217,33 @@ def test_which_stay(retention: Retention, best: int | None, kept: set[int]) -> N
     assert retention.kept([*range(80, 0, -10)], best) == kept
 
 
+@pytest.mark.parametrize(
+    ("unsteady", "kept"),
+    [
+        ({80}, {60, 70, 80}),
+        ({70, 80}, {50, 60, 80}),
+        ({70}, {60, 80}),
+        ({60, 70, 80}, {40, 50, 80}),
+    ],
+)
+@pytest.mark.req("FR-019", "EC-8")
+def test_unsteady_ones_do_not_count(unsteady: set[int], kept: set[int]) -> None:
+    assert Retention(keep_last=2).kept([*range(80, 0, -10)], None, unsteady) == kept
+
+
+@pytest.mark.req("FR-019", "EC-8")
+def test_unsteady_ones_can_be_told_and_dropped(stage: Path, tiny_tokenizer: Tokenizer) -> None:
+    saver = Saver(stage / "checkpoints")
+    for step, streak in ((1, 0), (2, 1), (3, 0), (4, 2)):
+        progress = {"step": step, "streak": streak}
+        saver.save(step, tiny_checkpoint(tiny_tokenizer, step=step, progress=progress))
+        saver.finish()
+    assert newest_valid(stage) == (4, stage / "checkpoints/step_000004")
+    assert newest_valid(stage, is_to_be_steady=True) == (3, stage / "checkpoints/step_000003")
+    saver.drop_unsteady(after=3)
+    assert [*find_steps(stage)] == [1, 3]
+
+
 @pytest.mark.parametrize("changes", [{"keep_last": 0}, {"keep_every": 0}, {"keep_every": -3}])
 def test_retention_that_keeps_nothing_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="keep_.* expected at least 1"):

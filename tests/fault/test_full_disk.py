@@ -14,10 +14,13 @@ import pytest
 
 from nanochat.checkpoint.format import load_checkpoint, newest_valid
 from nanochat.checkpoint.saver import Saver
-from nanochat.common.errors import CheckpointError
+from nanochat.common.errors import CheckpointError, TrainingError
 from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.loop import fit
+from nanochat.train.rows import rewrite_rows
 from tests.checkpoint.conftest import tiny_checkpoint
 from tests.conftest import REPOSITORY
+from tests.train.makers import stage_of
 
 MESSAGE = (
     r"step_000002: not saved, .*; earlier checkpoints are untouched: free some space, or keep "
@@ -58,6 +61,21 @@ def test_a_limit_on_files(
     saver.save(2, tiny_checkpoint(tiny_tokenizer, seed=2, step=2))  # there is room again
     saver.finish()
     assert newest_valid(tmp_path) == (2, checkpoints / "step_000002")
+
+
+@pytest.mark.req("FR-020", "EC-5")
+def test_metrics_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    """Between two checkpoints it is metrics.jsonl that finds the disk full."""
+    path = tmp_path / "metrics.jsonl"
+    stage = stage_of(num_steps=9, metrics_path=path)
+    message = (
+        r"metrics\.jsonl: not written, .*; the checkpoints are untouched: free some space, and"
+    )
+    with no_file_longer_than(1000), pytest.raises(TrainingError, match=message):
+        fit(stage)
+    assert 2 <= len(path.read_text().splitlines()) < 9
+    with no_file_longer_than(1000), pytest.raises(TrainingError, match=message):
+        rewrite_rows(path, [{"step": step} for step in range(200)])
 
 
 IN_A_SMALL_DISK = """

@@ -126,9 +126,11 @@ class Memory:
 
     def go_back(self) -> Progress | None:
         assert self.stage is not None
-        if not self.kept:
+        steady = [step for step, (_, _, progress) in self.kept.items() if not progress.streak]
+        if not steady:
             return None
-        weights, state, progress = self.kept[max(self.kept)]
+        self.kept = {step: kept for step, kept in self.kept.items() if step <= max(steady)}
+        weights, state, progress = self.kept[max(steady)]
         self.stage.optimizer.load_masters(weights)
         self.stage.optimizer.load_state(state)
         return progress

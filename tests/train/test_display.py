@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.common.errors import CheckpointError, TrainingError
 from nanochat.train.display import Display, format_duration
 
 
@@ -110,6 +111,24 @@ def test_the_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.req("FR-025", "EC-5")
+def test_a_full_disk_does_not_hide_what_ended_it(tmp_path: Path) -> None:
+    """/dev/full refuses every byte: lines go on to the screen, and the reason stays the reason."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, which Linux has")
+    text = io.StringIO()
+    with pytest.raises(CheckpointError, match="not saved"):
+        with Display(stream=text).logging_to(Path("/dev/full")):
+            raise CheckpointError("not saved")
+    display = Display(stream=text)
+    with display.logging_to(Path("/dev/full")):
+        display.note("seen")
+    assert "seen" in text.getvalue()
+    with pytest.raises(TrainingError, match=r"log\.txt: not written, .*--resume"):
+        with display.logging_to(tmp_path / "absent" / "log.txt"):
+            pass
 
 
 @pytest.mark.req("FR-025")

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor
 
 from nanochat.batches.batch import IGNORE, Batch
 from nanochat.common.errors import DataError
+from nanochat.common.transfer import Arrival
 from nanochat.model.gpt import GPT
 from nanochat.train import loop as module
+from nanochat.train import optim
 from nanochat.train import step as step_module
-from nanochat.train.loop import fit
-from nanochat.train.optim import Rates
+from nanochat.train.loop import Stage, fit
+from nanochat.train.loss import loss_sum
+from nanochat.train.optim import RECIPES, Optimizer, Rates
 from nanochat.train.progress import Progress
 from tests.conftest import LAYER_ATOL
 from tests.train.makers import (
@@ -49,6 +54,58 @@ def test_equal_seeds_give_equal_bits() -> None:
     losses = [[row["loss"] for row in fit(stage)] for stage in (once, again, other)]
     assert losses[0] == losses[1] != losses[2]
     assert furthest(masters(once), masters(again)) == 0.0 < furthest(masters(once), masters(other))
+
+
+@pytest.mark.req("FR-060", "SC-007")
+def test_what_a_step_measured_is_read_a_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets out before the next step is asked for, behind which it would have to wait, and nobody
+    reads a tensor any other way: so on an accelerator nothing waits for the newest step."""
+    told: list[str] = []
+
+    class Recorded(Arrival):
+        def __init__(self, parts: Sequence[Tensor]) -> None:
+            told.append("sets out")
+            super().__init__(parts)
+
+        def read(self) -> list[Any]:
+            told.append("is read")
+            return super().read()
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        told.append("step")
+        return loss_sum(model, batch)
+
+    def refuse(tensor: Tensor) -> Any:
+        raise AssertionError("the host waits for a tensor")
+
+    monkeypatch.setattr(module, "Arrival", Recorded)
+    monkeypatch.setattr(module, "loss_sum", loss)
+    monkeypatch.setattr(optim, "_is_here", lambda tensor: False)
+    monkeypatch.setattr(torch.Tensor, "__bool__", refuse)
+    monkeypatch.setattr(torch.Tensor, "__float__", refuse)
+    fit(stage_of(num_steps=4))
+    first, others = ["step", "sets out", "is read"], ["step", "sets out"]
+    assert told == [*first, *others, *others, "is read", *others, "is read", "is read"]
+
+
+@pytest.mark.gpu
+@pytest.mark.req("FR-060", "SC-007")
+def test_a_gpu_is_never_waited_for() -> None:
+    """torch.cuda.set_sync_debug_mode makes an error of what waits for all that was asked for."""
+
+    def stage() -> Stage:
+        made = stage_of(num_steps=6)
+        model = made.model.to("cuda")
+        return dataclasses.replace(made, model=model, optimizer=Optimizer(model, RECIPES["v5"]))
+
+    expected = [row["loss"] for row in fit(stage())]
+    again = stage()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rows = fit(again)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-4)
 
 
 def test_batches_are_asked_for_once_in_order() -> None:

@@ -94,6 +94,72 @@ def test_too_many_send_it_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert furthest(other.kept[8][0], memory.kept[8][0]) == 0.0
 
 
+@pytest.mark.req("FR-020", "FR-060", "EC-8")
+def test_a_checkpoint_within_a_streak_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are those of before the streak, of which nobody knows whether they are good."""
+    memory = Memory()
+    stage = kept_stage(memory, num_steps=9, save_every=3, max_skips=3)
+    stage, loss = poison(stage, {4, 5, 6})
+    monkeypatch.setattr(module, "loss_sum", loss)
+    fit(stage)
+    assert [kept[2].streak for kept in memory.kept.values()] == [0, 0, 0]
+    saves = [told[1] for told in memory.told if told[0] == "save"]
+    assert saves == [3, 6, 6, 9], "the one of step 6 within the streak, and again after it"
+    assert memory.kept[9][2].skipped == (3, 4, 5, 6)
+
+
+@pytest.mark.req("FR-020", "FR-060", "EC-8")
+def test_a_streak_outlives_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates were thrown away before the run was stopped, one after: that is three."""
+    memory = Memory()
+    stage, loss = poison(kept_stage(memory, num_steps=9, max_skips=3), {6})
+    progress = Progress(step=6, discarded=(4, 5), streak=2)
+    monkeypatch.setattr(module, "loss_sum", loss)
+    with pytest.raises(TrainingError, match="3 updates in a row .* no checkpoint to go back to"):
+        fit(dataclasses.replace(stage, progress=progress))
+
+
+@pytest.mark.req("FR-020", "FR-060", "EC-5", "EC-8")
+def test_a_signal_while_going_back_is_obeyed_after_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checkpoint gone back to knows of no return; one of the step after it does."""
+    memory = Memory()
+    stage = kept_stage(memory, num_steps=9, save_every=4, max_skips=2)
+    stage, loss = poison(stage, {4, 5})
+    step, calls = stage.optimizer.step, [0]
+
+    def step_and_send(rates: Rates, is_good: Tensor) -> None:
+        step(rates, is_good)
+        calls[0] += 1
+        if calls[0] == 6:  # of batch 5, whose loss is read when the signal has been seen
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stage.optimizer.step = step_and_send  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "loss_sum", loss)
+    with pytest.raises(Stopped, match="after step 5 of 9, and saved: the same command goes on"):
+        fit(stage)
+    progress = memory.kept[5][2]
+    assert progress.num_returns == 1 and progress.skipped == (4, 5)
+
+
+@pytest.mark.req("FR-019", "FR-020", "EC-5")
+def test_a_signal_while_the_last_checkpoint_is_written() -> None:
+    """It is waited for: finish() comes before signals are obeyed again."""
+    memory = Memory()
+    stage = kept_stage(memory, num_steps=3)
+
+    def finish() -> None:
+        if "finish" not in memory.told:
+            os.kill(os.getpid(), signal.SIGTERM)
+        memory.told.append("finish")
+
+    memory.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match="after step 3 of 3, and saved: it is finished") as stopped:
+        fit(stage)
+    assert stopped.value.exit_code == 143 and max(memory.kept) == 3
+
+
 @pytest.mark.req("FR-060", "SC-007", "EC-8")
 def test_the_second_time_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, display = Memory(), Recorder()
@@ -184,6 +250,28 @@ def test_no_room_for_a_single_row(
     )
     with pytest.raises(expected[0], match=expected[1]):
         fit(stage_of())
+
+
+@pytest.mark.parametrize("place", ["update", "gradients", "validation"])
+@pytest.mark.req("EC-1")
+def test_memory_that_runs_out_elsewhere_is_explained(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's moments are made at the first update; nothing of it can be done in smaller parts."""
+
+    def fail(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    stage = stage_of(validate=fail if place == "validation" else None, eval_every=1)
+    if place == "update":
+        monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    if place == "gradients":
+        stage.optimizer.gradients = fail  # type: ignore[method-assign]
+    where = {"gradients": "the sums of gradients", "update": "the update"}.get(place, place)
+    what = rf"out of memory in {where} of a model of [\d,]+ weights on cpu, which has [\d.]+ GiB"
+    why = r" \(CUDA out of memory. Tried to allocate 2 GiB\): lower --depth"
+    with pytest.raises(TrainingError, match=what + why):
+        fit(stage)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -280,6 +280,30 @@ def test_numbers_that_break_send_it_back_to_its_checkpoint(
     assert len(calls) == 12 + 4
 
 
+@pytest.mark.req("EC-8", "FR-019", "FR-020", "FR-060")
+def test_a_checkpoint_between_updates_that_break_is_no_place_to_go_back_to(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 5 to 7 are no numbers, and step 6 is saved: back to step 3, which stays although one
+    checkpoint alone is kept."""
+    calls: list[int] = []
+
+    def loss(model: GPT, batch: Batch) -> Tensor:
+        calls.append(1)
+        return loss_sum(model, batch) * (math.nan if len(calls) in (5, 6, 7) else 1.0)
+
+    monkeypatch.setattr(loop, "loss_sum", loss)
+    run = runs(corpora)["pretrain"]
+    said = {"max_skips": 3, "save_every": 3, "keep_last": 1, "eval_every": 0}
+    notes = Notes()
+    done = run(tmp_path, notes, {**said, "device_batch_rows": 4})
+    assert any("step_000006 is passed over: saved between updates" in line for line in notes.lines)
+    assert any("back to step 3, and batches 3 to 6 are passed over" in x for x in notes.lines)
+    progress = json.loads((done.checkpoint / "state.json").read_text())["progress"]
+    assert progress["skipped"] == [3, 4, 5, 6] and progress["streak"] == 0
+    assert [path.name for path in done.checkpoint.parent.glob("step_*")] == ["step_000012"]
+
+
 def test_differences() -> None:
     before = {"a": 1, "deep": {"same": [1], "b": 2.0}, "digest": "f" * 64, "gone": None}
     now = {"a": 1, "deep": {"same": [1], "b": 3.0}, "digest": "e" * 64, "new": True}
