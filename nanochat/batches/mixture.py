@@ -1,5 +1,5 @@
 """Several stores -> one.   in: Source(name, store, epochs)   out: Mixture, which reads like a store
-who calls: cli, stream
+who calls: sources.py, prepared.py, cli/chat_stage.py, stream.py
 
 A mixture numbers the documents of its sources one source after another, each as often as its
 epochs say: 3 is every document three times, 0.25 every fourth document.  A stream shuffles these
@@ -9,7 +9,8 @@ Read next: stream.py (who reads it), train/midtrain.py (what is mixed).
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from nanochat.batches.store import Indices, Mask, Store, Tokens
 from nanochat.common.errors import ConfigError, DataError
 
-__all__ = ["Mixture", "Share", "Source", "TokenizedStore", "epochs_for_shares"]
+__all__ = ["Mixture", "Share", "Source", "TokenizedStore"]
 
 
 class TokenizedStore(Store, Protocol):
@@ -54,22 +55,35 @@ class Share(NamedTuple):
     """What a source contributes, for the plan."""
 
     name: str
+    epochs: float
     num_documents: int
     num_tokens: int
     fraction: float
     """Of the mixture's tokens."""
+
+    def __str__(self) -> str:
+        times = "" if self.epochs == 1 else f" ({self.epochs:.3g} times all there are)"
+        return (
+            f"{self.name}: {self.num_documents:,}{times}, {self.num_tokens:,} tokens, "
+            f"{self.fraction:.1%}"
+        )
 
 
 class Mixture:
     """A store made of others.
 
     Example: Mixture([Source(name="chats", store=a), Source(name="spelling", store=b, epochs=0.5)])
-    Raises:  ConfigError without sources; DataError when they were made by different tokenizers.
+    Raises:  ConfigError without sources, or with two of one name; DataError when they were made by
+             different tokenizers.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
         if not sources:
             raise ConfigError("the mixture has no sources: expected at least one")
+        names = Counter(source.name for source in sources)
+        if max(names.values()) > 1:
+            name = names.most_common(1)[0][0]
+            raise ConfigError(f"{name} occurs twice in the mixture: name it once, with more epochs")
         hashes = {source.store.tokenizer_hash: source.name for source in sources}
         if len(hashes) > 1:
             raise DataError(
@@ -78,6 +92,11 @@ class Mixture:
             )
         self._sources = tuple(sources)
         self._ends = np.cumsum([source.num_documents for source in sources])
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What it is made of."""
+        return self._sources
 
     @property
     def num_documents(self) -> int:
@@ -109,13 +128,16 @@ class Mixture:
         """What each source contributes."""
         tokens = [_num_tokens(source) for source in self._sources]
         return [
-            Share(source.name, source.num_documents, count, count / sum(tokens))
+            Share(source.name, source.epochs, source.num_documents, count, count / sum(tokens))
             for source, count in zip(self._sources, tokens, strict=True)
         ]
 
-    def source_of(self, document: int) -> str:
-        """The name of the source that a document is from."""
-        return self._sources[self._located(document)[0]].name
+    def tokens_by_source(self, documents: Indices, num_tokens: Indices) -> dict[str, int]:
+        """So many tokens of each of these documents, added up by source; all sources are named."""
+        owners = np.searchsorted(self._ends, documents, side="right")
+        counts = np.bincount(owners, weights=num_tokens, minlength=len(self._sources))
+        names = [source.name for source in self._sources]
+        return {name: int(count) for name, count in zip(names, counts.tolist(), strict=True)}
 
     def lengths(self, documents: Indices) -> Indices:
         """How many tokens each of these documents has."""
@@ -143,22 +165,6 @@ class Mixture:
         source = self._sources[index]
         place = document - int(self._ends[index]) + source.num_documents
         return index, int(_original(source, np.array([place]))[0])
-
-
-def epochs_for_shares(
-    num_tokens: Mapping[str, int], shares: Mapping[str, float]
-) -> dict[str, float]:
-    """Epochs that give every source its share of the tokens, in a mixture as large as all of them.
-
-    Example: epochs_for_shares({"a": 100, "b": 300}, {"a": 1, "b": 1}) is {"a": 2.0, "b": 0.667}
-    Raises:  ConfigError when the names differ or a share is not above 0.
-    """
-    if set(num_tokens) != set(shares) or not all(share > 0 for share in shares.values()):
-        raise ConfigError(
-            f"shares are {dict(shares)}, expected one above 0 for each of {', '.join(num_tokens)}"
-        )
-    total, weight = sum(num_tokens.values()), sum(shares.values())
-    return {name: shares[name] / weight * total / num_tokens[name] for name in num_tokens}
 
 
 def _original(source: Source, places: Indices) -> Indices:

@@ -71,5 +71,8 @@ def open_prepared(
 def _together(stores: Sequence[PreparedStore], directories: Sequence[Path]) -> TokenizedStore:
     if len(stores) == 1:
         return stores[0]
-    named = zip(directories, stores, strict=True)
-    return Mixture([Source(name=path.name, store=store) for path, store in named])
+    names = [path.name for path in directories]
+    if len(set(names)) < len(names):
+        names = list(map(str, directories))
+    named = zip(names, stores, strict=True)
+    return Mixture([Source(name=name, store=store) for name, store in named])

@@ -17,7 +17,7 @@ from typing import Literal
 
 from nanochat.batches.chapter_writer import BEGINNING, Place
 from nanochat.batches.mixture import Mixture, Source, TokenizedStore
-from nanochat.batches.store import Store, TokenStore
+from nanochat.batches.store import TokenStore
 from nanochat.batches.store_cache import cached_store
 from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
 from nanochat.common.files import home_dir
@@ -199,7 +199,7 @@ def chat_store(
     return cached_store(_root(home), chats.identity(part), tokenizer, write)
 
 
-def mixed(chats: TokenStore, texts: TokenizedStore | None, text_share: float) -> Store:
+def mixed(chats: TokenizedStore, texts: TokenizedStore | None, text_share: float) -> TokenizedStore:
     """Conversations with so many tokens of plain text among them that they are `text_share` of all.
 
     Text goes in at most once; a share of 0, or no text, leaves the conversations alone.
@@ -208,9 +208,10 @@ def mixed(chats: TokenStore, texts: TokenizedStore | None, text_share: float) ->
         return chats
     wanted_tokens = chats.num_tokens * text_share / (1 - text_share)
     epochs = min(1.0, wanted_tokens / max(1, texts.num_tokens))
-    return Mixture(
-        [Source(name="conversations", store=chats), Source(name="text", store=texts, epochs=epochs)]
-    )
+    sources = [Source(name="conversations", store=chats)]
+    if isinstance(chats, Mixture):
+        sources = [*chats.sources]
+    return Mixture([*sources, Source(name="text", store=texts, epochs=epochs)])
 
 
 def _onward(

@@ -16,6 +16,7 @@ Read next: rows.py (the rows of a part), mixing.py (several streams), train/loop
 import bisect
 import hashlib
 import json
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ import numpy as np
 
 from nanochat.batches.batch import Batch, batch_from_rows
 from nanochat.batches.chapters import Chapters, Section
+from nanochat.batches.mixture import Mixture
 from nanochat.batches.packing import Layout, Piece
 from nanochat.batches.rows import PackingReport, Rows, packing_version
 from nanochat.batches.store import Store
@@ -55,7 +57,10 @@ class Row(NamedTuple):
 
 
 class _RowStream:
-    """Rows by number; what both streams share.  For one thread at a time: it remembers plans."""
+    """Rows by number; what both streams share.
+
+    Counting and reporting is for one thread at a time; rows may be asked for by several.
+    """
 
     def __init__(
         self,
@@ -82,6 +87,7 @@ class _RowStream:
         self._form: list[str | int] = [layout, is_masked]
         self._parts: OrderedDict[int, Rows] = OrderedDict()
         self._starts = [0]  # the first row of each part that has been reached
+        self._lock = threading.Lock()  # batches are made ahead, while others ask what they have
 
     @property
     def context_len(self) -> int:
@@ -129,13 +135,26 @@ class _RowStream:
 
     def row(self, index: int) -> Row | None:
         """The row with this number; None past the last epoch."""
-        part = bisect.bisect_right(self._starts, index) - 1
-        while (rows := self._rows(part)) is not None:
-            pieces = rows.row(index - self._start(part))
-            if pieces is not None:
-                return Row(rows.store, pieces)
-            part += 1
+        with self._lock:
+            part = bisect.bisect_right(self._starts, index) - 1
+            while (rows := self._rows(part)) is not None:
+                pieces = rows.row(index - self._start(part))
+                if pieces is not None:
+                    return Row(rows.store, pieces)
+                part += 1
         return None
+
+    def tokens_by_source(self, index: int, num_rows: int) -> dict[str, int]:
+        """What the n-th batch has of each source of a mixture; nothing where the store is none.
+        No token is read for it."""
+        if not isinstance(self._store, Mixture):
+            return {}
+        rows = [self.row(row) for row in range(index * num_rows, (index + 1) * num_rows)]
+        pieces = [piece for row in rows if row is not None for piece in row.pieces]
+        return self._store.tokens_by_source(
+            np.array([piece.document for piece in pieces], np.int64),
+            np.array([piece.length for piece in pieces], np.int64),
+        )
 
     def _section(self, part: int) -> Section | None:
         """What is read in a part; None past the last epoch."""

@@ -8,7 +8,7 @@ Read next: batches/sources.py (where conversations come from).
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -17,7 +17,9 @@ from nanochat.train.config import MidtrainConfig
 
 if TYPE_CHECKING:
     from nanochat.batches.mixture import TokenizedStore
+    from nanochat.batches.sources import Chats
     from nanochat.batches.store import Store
+    from nanochat.tokenizer.tokenizer import Tokenizer
     from nanochat.train.display import Display
     from nanochat.train.stages import Finished
 
@@ -36,8 +38,9 @@ def run_chat_stage(stage: Literal["midtrain", "sft"], config: C, train: Train[C]
 
 
 def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
+    from nanochat.batches.mixture import Mixture
     from nanochat.batches.prepared import open_prepared
-    from nanochat.batches.sources import Chats, Texts, chat_store, mixed, text_stores
+    from nanochat.batches.sources import Texts, mixed, text_stores
     from nanochat.checkpoint.resolve import read, resolve
     from nanochat.common.dist import current_world
     from nanochat.train.display import Display
@@ -46,19 +49,18 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     world = current_world()
     display = Display(log_every=config.log_every, is_quiet=not world.is_first)
     tokenizer = read(resolve(config.model, config.home)).tokenizer
+    chats = _chats(stage, config)
     if config.chats:
-        chats = Chats.from_files(config.chats, config.home)
         prepared = open_prepared(config.data, (), tokenizer.content_hash)
         is_raw = config.data and prepared is None
         texts = Texts.from_files(config.data, home=config.home) if is_raw else None
     else:
-        chats = Chats.from_world(stage, config.num_conversations, config.seed)
         texts, prepared = Texts.from_world(config.world_chars, config.seed + 1), None
     report = ReadReport()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if config.dry_run else config.home  # a dry run leaves nothing behind
         with world.first_alone():
-            store = chat_store(chats, "train", tokenizer, home, report)
+            store = _store(chats, config.epochs, tokenizer, home, report)
             text: TokenizedStore | None = None
             validation: TokenizedStore | None = None
             if texts is not None:
@@ -69,6 +71,8 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
             display.note(f"  {line}")
         display.note(f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens")
         rows = mixed(store, text, config.text_share)
+        for share in rows.shares() if isinstance(rows, Mixture) else ():
+            display.note(f"  {share}")
         finished = train(config, rows, validation, display)
     if config.dry_run or not world.is_first:
         return 0
@@ -80,3 +84,39 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
     }
     print(json.dumps(result) if config.json else f"saved {finished.checkpoint}")
     return 0
+
+
+def _chats(stage: Literal["midtrain", "sft"], config: MidtrainConfig) -> dict[str, "Chats"]:
+    """Where conversations come from, by name: one place, or one for each number of epochs."""
+    from nanochat.batches.sources import Chats
+
+    if not config.chats:
+        world = Chats.from_world(stage, config.num_conversations, config.seed)
+        return {"conversations": world}
+    if not config.epochs:
+        return {"conversations": Chats.from_files(config.chats, config.home)}
+    return {name: Chats.from_files([name], config.home) for name in config.chats}
+
+
+def _store(
+    chats: dict[str, "Chats"],
+    epochs: Sequence[float],
+    tokenizer: "Tokenizer",
+    home: Path | None,
+    report: ReadReport,
+) -> "TokenizedStore":
+    """The rendered conversations, each place's as often as its epochs say."""
+    from nanochat.batches.mixture import Mixture, Source
+    from nanochat.batches.sources import chat_store
+
+    stores = {
+        name: chat_store(each, "train", tokenizer, home, report) for name, each in chats.items()
+    }
+    if not epochs:
+        return next(iter(stores.values()))
+    return Mixture(
+        [
+            Source(name=name, store=store, epochs=number)
+            for (name, store), number in zip(stores.items(), epochs, strict=True)
+        ]
+    )

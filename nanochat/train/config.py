@@ -7,6 +7,7 @@ Read next: plan.py (which resolves them).
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -95,12 +96,12 @@ class StageConfig(CommonOptions):
         ]
         if not 0.0 < self.lr_scale < math.inf:
             problems.append(f"lr_scale is {self.lr_scale}, expected more than 0")
-        return problems
         if self.overwrite and self.resume:
             problems.append(
                 "overwrite and resume are both given: the one deletes what the other goes on with; "
                 "leave --overwrite out, or choose another --run"
             )
+        return problems
 
     def _least(self) -> dict[str, int]:
         return {
@@ -217,6 +218,9 @@ class MidtrainConfig(StageConfig):
     """Conversations: files (.jsonl, .json, .csv, .parquet, .arrow; plain, .gz, .zst, .bz2),
     folders, globs, data:NAME, hf:ORG/DATASET, addresses: see docs/data.md. None: the built-in
     world's."""
+    epochs: tuple[float, ...] = ()
+    """For each of --chats how often its conversations occur while all are gone through once: 3 is
+    each of them three times, 0.25 every fourth. None: each once."""
     num_conversations: int = 20_000
     """How many of the built-in world's, where --chats is not given."""
     num_epochs: int = 1
@@ -233,6 +237,16 @@ class MidtrainConfig(StageConfig):
         problems = super()._problems()
         if not 0.0 <= self.text_share < 1.0:
             problems.append(f"text_share is {self.text_share}, expected 0 to less than 1")
+        if self.epochs and len(self.epochs) != len(self.chats):
+            problems.append(
+                f"epochs has {len(self.epochs)} numbers for {len(self.chats)} names of chats, "
+                "expected one for each"
+            )
+        twice = [name for name, count in Counter(self.chats).items() if count > 1]
+        if self.epochs and twice:
+            problems.append(f"chats has {twice[0]} twice, expected it once, with more epochs")
+        if wrong := [number for number in self.epochs if not 0.0 < number < math.inf]:
+            problems.append(f"epochs has {wrong[0]}, expected numbers above 0")
         return problems
 
     def _least(self) -> dict[str, int]:

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nanochat.batches.mixture import Mixture, Source, epochs_for_shares
+from nanochat.batches.mixture import Mixture, Source
+from nanochat.batches.sources import mixed
 from nanochat.batches.stream import ConversationStream
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -41,7 +42,8 @@ def test_epochs_are_repetitions_and_parts(
     assert Counter(questions) == Counter(
         "a0 a1 a2 a3 b0 b1 b2 b0 b1 b2 c0 c4 d0 d1 d2 d3 d0 d2".split()
     )
-    assert [mixture.source_of(index) for index in (0, 3, 4, 9, 10, 17)] == [*"aabbcd"]
+    counted = mixture.tokens_by_source(np.array([0, 3, 4, 9, 10, 17]), np.full(6, 5))
+    assert counted == {"a": 10, "b": 10, "c": 5, "d": 5}
 
 
 def test_it_reads_like_its_sources(
@@ -90,13 +92,37 @@ def test_fingerprint_says_what_is_mixed(conversation_store: ConversationStore) -
     assert Mixture([a, renamed]).fingerprint == prints[0]
 
 
-def test_shares_become_epochs() -> None:
-    epochs = epochs_for_shares({"a": 100, "b": 300}, {"a": 1, "b": 1})
-    assert epochs == {"a": 2.0, "b": pytest.approx(2 / 3)}
-    assert epochs_for_shares({"a": 7}, {"a": 0.1}) == {"a": pytest.approx(1)}
-    for shares in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
-        with pytest.raises(ConfigError, match="expected one above 0 for each of a, b"):
-            epochs_for_shares({"a": 100, "b": 300}, shares)
+def test_a_stream_says_what_its_batches_are_from(
+    conversation_store: ConversationStore, byte_tokenizer: Tokenizer
+) -> None:
+    mixture = Mixture(
+        [numbered(conversation_store, "a", 40, 3), numbered(conversation_store, "b", 60, 0.5)]
+    )
+    for layout in ("packed", "padded"):
+        stream = ConversationStream(mixture, 80, layout=layout, num_epochs=1)
+        told_of = [stream.tokens_by_source(index, 7) for index in range(stream.num_batches(7))]
+        for index, told in enumerate(told_of[:-1]):
+            rows = [stream.row(row) for row in range(7 * index, 7 * index + 7)]
+            assert sum(told.values()) == sum(row.num_tokens for row in rows if row is not None)
+        lengths = mixture.lengths(np.arange(mixture.num_documents))
+        assert sum(told["b"] for told in told_of) == np.minimum(lengths[120:], 81).sum()
+        assert told_of[0].keys() == {"a", "b"}
+        assert stream.tokens_by_source(len(told_of), 7) == {"a": 0, "b": 0}
+    plain = ConversationStream(numbered(conversation_store, "a", 3, 1).store, 80)
+    assert plain.tokens_by_source(0, 2) == {}
+
+
+def test_text_is_mixed_beside_each_source(
+    conversation_store: ConversationStore, document_store: DocumentStore
+) -> None:
+    chats = Mixture([numbered(conversation_store, name, 9, 2) for name in "ab"])
+    text = document_store(["z" * 40] * 200)
+    both = mixed(chats, text, 0.25)
+    assert isinstance(both, Mixture)
+    assert [share.name for share in both.shares()] == ["a", "b", "text"]
+    assert both.shares()[2].fraction == pytest.approx(0.25, abs=0.02)
+    assert str(both.shares()[0]).startswith("a: 18 (2 times all there are), ")
+    assert mixed(chats, text, 0) is chats
 
 
 def test_what_cannot_be_mixed_is_refused(
@@ -105,6 +131,8 @@ def test_what_cannot_be_mixed_is_refused(
     with pytest.raises(ConfigError, match="no sources"):
         Mixture([])
     source = numbered(conversation_store, "a", 2, 1)
+    with pytest.raises(ConfigError, match="a occurs twice in the mixture"):
+        Mixture([source, source])
     for epochs in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match="a: epochs is"):
             Source(name="a", store=source.store, epochs=epochs)
