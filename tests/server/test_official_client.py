@@ -12,7 +12,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from nanochat.common.errors import EngineError, Overloaded, Unavailable
+from nanochat.common.errors import DeadlineExceeded, EngineError, Overloaded, Unavailable
 from nanochat.engine.engine import Engine
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -107,17 +107,31 @@ def test_answers_whole_and_streamed(client: openai.OpenAI, options: dict[str, An
             assert stop not in (choice.message.content or "")
 
 
-def test_the_asynchronous_client(url: str) -> None:
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "none")
+def test_the_asynchronous_client(url: str, options: dict[str, Any]) -> None:
+    seeded = {"seed": 3, **options}
+
     async def talk() -> None:
-        async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
             whole, stream = await asyncio.gather(
-                client.chat.completions.create(**chat(seed=3)),
-                client.chat.completions.create(**chat(seed=3, stream=True)),
+                client.chat.completions.create(**chat(**seeded)),
+                client.chat.completions.create(**chat(**seeded, stream=True)),
             )
             pieces = [chunk async for chunk in stream]
             check_known([whole, *pieces])
-            text = "".join(chunk.choices[0].delta.content or "" for chunk in pieces)
-            assert text == whole.choices[0].message.content
+            texts = [""] * len(whole.choices)
+            for choice in (choice for chunk in pieces for choice in chunk.choices):
+                texts[choice.index] += choice.delta.content or ""
+            assert texts == [choice.message.content for choice in whole.choices]
+
+    asyncio.run(talk())
+
+
+def test_the_asynchronous_clients_helpers(url: str) -> None:
+    async def talk() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            whole = await client.chat.completions.create(**chat(seed=3))
+            text = whole.choices[0].message.content
             async with client.chat.completions.stream(**chat(seed=3)) as events:
                 async for _ in events:
                     pass
@@ -180,6 +194,7 @@ def test_completions_and_models(client: openai.OpenAI) -> None:
     )
     texts = ["", ""]
     for chunk in stream:
+        check_known(chunk)
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == [choice.text for choice in whole.choices]
@@ -188,6 +203,21 @@ def test_completions_and_models(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("org/none")
     assert missing.value.code == "model_not_found"
+
+
+def test_what_would_only_fail_again_is_asked_once(served: ServedModel) -> None:
+    engine = FakeEngine()
+    with (
+        live(create_app(engine, served)) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=2) as client,
+    ):
+        fields: Any = {"model": "tiny", "messages": MESSAGES}
+        for error, num_requests in ((DeadlineExceeded("late"), 1), (EngineError("broken"), 3)):
+            engine.requests.clear()
+            engine.script = (error,)
+            with pytest.raises(openai.InternalServerError):
+                client.chat.completions.create(**fields)
+            assert len(engine.requests) == num_requests
 
 
 def test_errors_are_the_clients_exceptions(served: ServedModel) -> None:
