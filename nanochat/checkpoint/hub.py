@@ -9,13 +9,14 @@ huggingface_hub does the work: its cache ($HF_HOME), its token (`hf auth login` 
 progress bars on a terminal; what is complete is not loaded again, a broken connection goes on where
 it broke.
 With HF_HUB_OFFLINE=1 nothing is asked and the cache alone is used.  Only the files that reading a
-model needs are loaded, never code.
+model needs are loaded, the optimizer's moments where training is to go on from them, never code.
 Read next: huggingface.py and reference.py (what is read then).
 """
 
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from nanochat.checkpoint.huggingface import (
@@ -65,29 +66,50 @@ class HubReference:
         return f"{PREFIX}{self.repository}{folder}" + (f"@{self.revision}" if self.revision else "")
 
 
-def download(reference: str) -> Path:
+Chosen = tuple[HubReference, list[str]]  # where in the repository, and which files of it
+
+
+def download(
+    reference: str,
+    *,
+    with_optimizer: bool = False,
+    tag: str | None = None,
+    step: int | None = None,
+) -> Path:
     """The folder with the files of a model on the Hub, loaded where they are not in the cache.
 
-    Its path ends with the commit (and the folder): what was read can be named exactly.
+    Of karpathy/nanochat's files `tag` names a folder such as d20 below the one of the reference,
+    `step` another step than the last, and `with_optimizer` brings its moments too.
+    The path ends with the commit (and the folder): what was read can be named exactly.
     Raises: CheckpointError in one line: no such repository or revision, no access, no connection,
             no model in it.
     """
     from huggingface_hub.constants import is_offline_mode
 
     wanted = HubReference.parse(reference)
+
+    def choose(names: list[str]) -> Chosen:
+        found = wanted if tag is None else _tagged(names, wanted, tag)
+        return found, needed_files(names, found, step=step, with_optimizer=with_optimizer)
+
     try:
-        root = _cached(wanted) if is_offline_mode() else _fetched(wanted)
+        return _cached(wanted, choose) if is_offline_mode() else _fetched(wanted, choose)
     except CheckpointError:
         raise
     except Exception as error:  # which library's errors these are depends on huggingface_hub's
         raise CheckpointError(f"{wanted}: {_explained(error)}") from error
-    return root / wanted.folder
 
 
-def needed_files(names: list[str], wanted: HubReference) -> list[str]:
+def needed_files(
+    names: list[str],
+    wanted: HubReference,
+    *,
+    step: int | None = None,
+    with_optimizer: bool = False,
+) -> list[str]:
     """Which files of a repository a model needs: those of one format, of one step.
 
-    Raises: CheckpointError if there is no model, naming the folders that hold one.
+    Raises: CheckpointError if there is no model, naming the folders that hold one, or no such step.
     """
     folder = PurePosixPath(wanted.folder)
     there = {str(PurePosixPath(name)) for name in names}
@@ -112,7 +134,11 @@ def needed_files(names: list[str], wanted: HubReference) -> list[str]:
         raise CheckpointError(
             f"{wanted}: holds no model that can be read{_elsewhere(there, wanted)}"
         )
-    model = models[max(models)]
+    if step is not None and step not in models:
+        raise CheckpointError(
+            f"{wanted}: has no step {step}, it has {', '.join(map(str, sorted(models)))}"
+        )
+    model = models[max(models) if step is None else step]
     meta = in_folder(f"meta_{model[1]}.json")
     tokenizers = [folder, folder / "tokenizer", PurePosixPath("tokenizer")]
     tokenizer = next(
@@ -121,7 +147,27 @@ def needed_files(names: list[str], wanted: HubReference) -> list[str]:
     if meta not in there or tokenizer is None:
         lacking = meta if meta not in there else "tokenizer.pkl"
         raise CheckpointError(f"{wanted}: holds {model[0]} but no {lacking}; both are needed")
-    return [meta, tokenizer, in_folder(model[0])]
+    moments = re.compile(re.escape(in_folder(f"optim_{model[1]}")) + r"(_rank\d+)?\.pt")
+    optimizer = [name for name in sorted(there) if moments.fullmatch(name)]
+    return [meta, tokenizer, in_folder(model[0]), *(optimizer if with_optimizer else [])]
+
+
+def _tagged(names: list[str], wanted: HubReference, tag: str) -> HubReference:
+    """The folder of this name below the one wanted, or itself.
+
+    Raises: CheckpointError unless there is exactly one with a model, naming those there are.
+    """
+    folders = [folder for folder in _model_folders(set(names)) if _is_below(folder, wanted)]
+    found = [folder for folder in folders if PurePosixPath(folder).name == tag]
+    if len(found) == 1:
+        return replace(wanted, folder=found[0])
+    have = ", ".join(f"{PREFIX}{wanted.repository}/{folder}" for folder in found or folders)
+    what = "several models" if found else "no model"
+    raise CheckpointError(f"{wanted}: has {what} {tag!r}, name one of {have or 'none'}")
+
+
+def _is_below(folder: str, wanted: HubReference) -> bool:
+    return PurePosixPath(folder).is_relative_to(PurePosixPath(wanted.folder))
 
 
 def _is_part(name: str, folder: PurePosixPath) -> bool:
@@ -131,19 +177,25 @@ def _is_part(name: str, folder: PurePosixPath) -> bool:
 
 def _elsewhere(names: set[str], wanted: HubReference) -> str:
     """Which folders of the repository do hold a model."""
-    files = [PurePosixPath(name) for name in names]
-    folders = {
-        str(file.parent)
-        for file in files
-        if file.name in (WEIGHTS, INDEX) or re.fullmatch(r"model_\d+\.pt", file.name)
-    }
+    folders = _model_folders(names)
     if not folders:
         return " (no model.safetensors with tokenizer.json, no model_*.pt)"
-    known = ", ".join(f"{PREFIX}{wanted.repository}/{folder}" for folder in sorted(folders))
+    known = ", ".join(f"{PREFIX}{wanted.repository}/{folder}" for folder in folders)
     return f": try {known}"
 
 
-def _fetched(wanted: HubReference) -> Path:
+def _model_folders(names: set[str]) -> list[str]:
+    files = [PurePosixPath(name) for name in names]
+    return sorted(
+        {
+            str(file.parent)
+            for file in files
+            if file.name in (WEIGHTS, INDEX) or re.fullmatch(r"model_\d+\.pt", file.name)
+        }
+    )
+
+
+def _fetched(wanted: HubReference, choose: Callable[[list[str]], Chosen]) -> Path:
     """The snapshot with all that is needed, small files first."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -151,7 +203,7 @@ def _fetched(wanted: HubReference) -> Path:
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
         disable_progress_bars()  # in a log they are noise; a user's own choice holds
     info = HfApi().model_info(wanted.repository, revision=wanted.revision)
-    needed = needed_files([file.rfilename for file in info.siblings or []], wanted)
+    found, needed = choose([file.rfilename for file in info.siblings or []])
 
     def load(names: list[str]) -> Path:
         return Path(
@@ -165,11 +217,11 @@ def _fetched(wanted: HubReference) -> Path:
     heavy = [name for name in needed if name.endswith((".safetensors", ".pt"))]
     light = [name for name in needed if name not in heavy]
     root = load(light)
-    _check(root, wanted)  # before gigabytes of another kind of model are loaded
-    return load(needed)
+    _check(root, found)  # before gigabytes of another kind of model are loaded
+    return load(needed) / found.folder
 
 
-def _cached(wanted: HubReference) -> Path:
+def _cached(wanted: HubReference, choose: Callable[[list[str]], Chosen]) -> Path:
     """The snapshot in the cache.
 
     Raises: CheckpointError if something of it is not there.
@@ -183,15 +235,15 @@ def _cached(wanted: HubReference) -> Path:
     )
     names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     try:
-        needed_files(names, wanted)
-        _check(root, wanted)
-        if is_huggingface(root / wanted.folder):
-            weight_parts(root / wanted.folder)
+        found, _ = choose(names)
+        _check(root, found)
+        if is_huggingface(root / found.folder):
+            weight_parts(root / found.folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} (offline, and only a part of it is in the cache: unset HF_HUB_OFFLINE once)"
         ) from error
-    return root
+    return root / found.folder
 
 
 def _check(root: Path, wanted: HubReference) -> None:

@@ -55,6 +55,8 @@ def locate(
         known = ", ".join(dict.fromkeys(STAGES_BY_FOLDER.values()))
         raise CheckpointError(f"stage is {stage!r}, expected one of {known}")
     if files := find_files(path, step):
+        if tag is not None and path.name != tag:
+            raise CheckpointError(f"{path}: is one model's folder, {tag!r} is not in it")
         return files
     folders = [folder for name in STAGES_BY_FOLDER if (folder := path / name).is_dir()]
     if folders:

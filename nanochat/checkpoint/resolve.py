@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 STAGES = ("pretrain", "midtrain", "sft")  # in the order they are run
+READ_STAGES = (*STAGES, "rl")  # what is imported may have gone through one more
 CHAT_STAGES = ("midtrain", "sft", "rl")
 T = TypeVar("T")
 
@@ -107,15 +108,22 @@ def load(
     )
 
 
-def resolve(reference: str, home: Path | None = None, *, before: str | None = None) -> Path:
+def resolve(
+    reference: str,
+    home: Path | None = None,
+    *,
+    before: str | None = None,
+    with_optimizer: bool = False,
+) -> Path:
     """The checkpoint directory that a reference names: the newest that is whole, if no step is
     named.
 
     A run alone stands for its last finished stage; with `before`, for the last one before that.
+    With `with_optimizer` a model on the Hub comes with its moments.
     Damaged ones are passed over, with a line about each on standard error.
     Raises: CheckpointError if there is none, with the nearest run name.
     """
-    paths = candidates(reference, home, before=before)
+    paths = candidates(reference, home, before=before, with_optimizer=with_optimizer)
     if len(paths) == 1:  # named, or alone: whoever reads it says what is wrong
         return paths[0]
     path, _ = _first_whole(paths, _verified)
@@ -134,21 +142,25 @@ def read_newest(
 
     Raises: CheckpointError as `resolve` and `read` do.
     """
-    paths = candidates(reference, home, before=before)
+    paths = candidates(reference, home, before=before, with_optimizer=with_optimizer)
     return _first_whole(
         paths, lambda path: read(path, with_optimizer=with_optimizer, with_hashes=with_hashes)
     )
 
 
 def candidates(
-    reference: str, home: Path | None = None, *, before: str | None = None
+    reference: str,
+    home: Path | None = None,
+    *,
+    before: str | None = None,
+    with_optimizer: bool = False,
 ) -> list[Path]:
     """The checkpoint directories that a reference may mean, newest first; one, if it names a step.
 
     Raises: CheckpointError if there is none, with the nearest run name.
     """
     if reference.startswith(PREFIX):
-        return _checkpoints_in(download(reference))
+        return _checkpoints_in(download(reference, with_optimizer=with_optimizer))
     as_path = Path(reference).expanduser()
     if reference and as_path.is_dir():
         return _checkpoints_in(as_path)
@@ -170,7 +182,7 @@ def candidates(
     directory = runs / match["run"]
     stage = match["stage"] or _last_stage(directory, before)
     if not (directory / stage).is_dir():
-        have = [name for name in STAGES if (directory / name).is_dir()]
+        have = [name for name in READ_STAGES if (directory / name).is_dir()]
         raise CheckpointError(
             f"run {match['run']} has no stage {stage!r}: it has {', '.join(have) or 'none'}"
         )
@@ -236,7 +248,7 @@ def _first_whole(paths: list[Path], look: Callable[[Path], T]) -> tuple[Path, T]
 
 
 def _last_stage(directory: Path, before: str | None = None) -> str:
-    stages = STAGES[: STAGES.index(before)] if before else STAGES
+    stages = STAGES[: STAGES.index(before)] if before else READ_STAGES
     begun = [stage for stage in stages if find_steps(directory / stage)]
     if not begun:
         what = f"stage before {before}" if before else "stage"
@@ -251,7 +263,7 @@ def _checkpoints_in(directory: Path, step: int | None = None) -> list[Path]:
     if karpathy.find_files(directory) is not None:
         return [directory]
     steps = find_steps(directory)
-    if not steps and any(find_steps(directory / stage) for stage in STAGES):
+    if not steps and any(find_steps(directory / stage) for stage in READ_STAGES):
         return _checkpoints_in(directory / _last_stage(directory), step)
     if not steps:
         raise CheckpointError(

@@ -38,7 +38,8 @@ class Config(CommonOptions):
     stage: Literal["pretrain", "midtrain", "sft", "rl"] | None = None
     """Which stage it is. None: what the source says."""
     tag: str | None = None
-    """Which model of a karpathy/nanochat folder, such as d12. None: the deepest."""
+    """Which model of a karpathy/nanochat folder, such as d12. None: the deepest; on the Hub, that
+    in the source's own folder."""
     step: int | None = None
     """Which step of karpathy/nanochat's. None: the last."""
     softcap: float | None = None
@@ -109,6 +110,23 @@ def _set_aside(stage: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _refuse_unused(config: Config, path: Path) -> None:
+    """Raises: ConfigError for what was said of karpathy/nanochat's files where there are none."""
+    said = {
+        "--tag": config.tag is not None,
+        "--step": config.step is not None,
+        "--softcap": config.softcap is not None,
+        "--window-pattern": config.window_pattern is not None,
+        "--alias": bool(config.alias),
+        "--no-optimizer": not config.optimizer,
+    }
+    if unused := [flag for flag, is_said in said.items() if is_said]:
+        raise ConfigError(
+            f"{', '.join(unused)}: {path} is a directory for Hugging Face's transformers, whose "
+            "files leave nothing open and have no moments: leave it out"
+        )
+
+
 def _aliases(words: tuple[str, ...]) -> dict[str, str]:
     if wrong := [word for word in words if word.count("=") != 1]:
         raise ConfigError(f"--alias {wrong[0]!r}: expected OLD=NEW")
@@ -122,10 +140,15 @@ def _read(config: Config) -> tuple[Path, "Checkpoint"]:
     from nanochat.checkpoint.reference import ReadOptions, locate, read_reference
 
     is_on_hub = config.source.startswith(PREFIX)
-    path = download(config.source) if is_on_hub else Path(config.source).expanduser()
+    path = Path(config.source).expanduser()
+    if is_on_hub:
+        path = download(
+            config.source, with_optimizer=config.optimizer, tag=config.tag, step=config.step
+        )
     if not path.is_dir():
         raise CheckpointError(f"{path} is no directory, expected one, or hf:org/name")
     if is_huggingface(path):
+        _refuse_unused(config, path)
         checkpoint = read_huggingface(path)
     else:
         files = locate(path, stage=config.stage, tag=config.tag, step=config.step)

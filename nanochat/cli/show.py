@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "run"]
 
 WIDTH = 18  # of the names: most plans and configs have none longer
+CHEAP_BYTES = 512 * 2**20  # are hashed in a second or less; larger files are compared by size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,21 @@ class Config(CommonOptions):
 def run(config: Config) -> int:
     """0 once it is printed.
 
-    Raises: CheckpointError for the model.
+    Raises: CheckpointError for the model, and where it is damaged: its sizes are always compared,
+            its hashes where that is cheap.
     """
     from nanochat.checkpoint.lineage import lineage
     from nanochat.checkpoint.resolve import read, resolve
     from nanochat.model.cost import count_parameters
 
     path = resolve(config.model, config.home)
+    files = _verified(path)
     checkpoint = read(path, with_hashes=False)
     line = lineage(path)
     shown = {
         "model": line[0].name,
         "path": str(path),
+        "files": files,
         "weights": count_parameters(checkpoint.config).total,
         "tokenizer": {
             "vocab_size": checkpoint.tokenizer.vocab_size,
@@ -64,8 +68,30 @@ def run(config: Config) -> int:
     return 0
 
 
+def _verified(path: Path) -> str:
+    """What was compared with the manifest, in one line.
+
+    Raises: CheckpointError for a file that is not as it says.
+    """
+    from nanochat.checkpoint.manifest import MANIFEST, read_manifest, verify_file
+
+    if not (path / MANIFEST).is_file():
+        return "of another program, which keeps no sizes or hashes"
+    large = []
+    for name, entry in read_manifest(path / MANIFEST).files.items():
+        verify_file(path / name, entry, with_hash=False)
+        if (path / name).stat().st_size > CHEAP_BYTES:
+            large.append(name)
+        else:
+            verify_file(path / name, entry)
+    if not large:
+        return "sizes and SHA-256 as in the manifest"
+    return f"sizes as in the manifest, SHA-256 of {', '.join(large)} only by nanochat verify"
+
+
 def _lines(shown: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{shown['model']}   {shown['path']}", "")
+    yield _line("files", shown["files"])
     yield _line("weights", f"{shown['weights']:,}")
     tokenizer = shown["tokenizer"]
     yield _line(

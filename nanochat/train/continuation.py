@@ -52,7 +52,7 @@ def train_on_conversations(
     Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is
             named.
     """
-    path = resolve(config.model, config.home, before=stage.name)
+    path = resolve(config.model, config.home, before=stage.name, with_optimizer=True)
     checkpoint = read(path, with_optimizer=True)
     run = config.run or run_of(config.model)
     tokenizer = checkpoint.tokenizer

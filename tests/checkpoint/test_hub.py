@@ -14,7 +14,8 @@ import torch
 
 from nanochat.checkpoint.hub import PREFIX, HubReference, download, needed_files
 from nanochat.checkpoint.huggingface import PADDING, TEMPLATE
-from nanochat.checkpoint.resolve import load, resolve
+from nanochat.checkpoint.resolve import load, read_newest, resolve
+from nanochat.cli.main import main
 from nanochat.common.errors import CheckpointError
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.checkpoint.conftest import ReferenceDirectory
@@ -116,6 +117,18 @@ def test_only_what_is_needed() -> None:
     theirs = ["model_000500.pt", "meta_000500.json", "model_001000.pt", "meta_001000.json"]
     theirs += ["optim_001000_rank0.pt", "tokenizer.pkl", "token_bytes.pt", "README.md"]
     assert needed_files(theirs, wanted) == ["meta_001000.json", "tokenizer.pkl", "model_001000.pt"]
+    moments = ["optim_001000_rank0.pt", "optim_001000_rank1.pt"]
+    others = ["optim_000500_rank0.pt", "optim_001000_rank1.json"]
+    with_moments = needed_files([*theirs, *others, moments[1]], wanted, with_optimizer=True)
+    assert with_moments[3:] == moments, "of every device, of this step"
+    assert needed_files([*theirs, *others], wanted, step=500, with_optimizer=True) == [
+        "meta_000500.json",
+        "tokenizer.pkl",
+        "model_000500.pt",
+        "optim_000500_rank0.pt",
+    ]
+    with pytest.raises(CheckpointError, match="hf:org/name: has no step 7, it has 500, 1000"):
+        needed_files(theirs, wanted, step=7)
     both = [*theirs, "config.json", "tokenizer.json", "model.safetensors"]
     assert needed_files(both, wanted)[2] == "model.safetensors", "rather than a pickle"
     assert needed_files([*theirs, "config.json"], wanted)[2] == "model_001000.pt"
@@ -192,6 +205,35 @@ def test_the_references_own_format(
     hub.repositories["karpathy/whole"] = Repository.of(directory.parents[1])
     there = load("hf:karpathy/whole/chatsft_checkpoints/d4")
     assert (there.stage, there.path.name) == ("sft", "d4"), "by the folder's name"
+
+
+@pytest.mark.req("FR-020", "FR-046", "FR-048")
+def test_moments_come_along_where_training_is_to_go_on(
+    hub: StandInHub,
+    reference_directory: ReferenceDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory = reference_directory("v5")
+    hub.repositories["org/whole"] = Repository.of(directory.parents[1])
+    words = ["import", "hf:org/whole", "--tag", "d4", "--step", "30", "--run"]
+    assert main([*words, "bare", "--no-optimizer"]) == 0
+    assert not any("optim" in name for name, _ in hub.downloads())
+    assert main([*words, "theirs"]) == 0
+    assert any("optim_000030_rank0.pt" in name for name, _ in hub.downloads())
+    assert read_newest("bare", with_optimizer=True)[1].optimizer is None
+    moments = read_newest("theirs", with_optimizer=True)[1].optimizer
+    assert moments is not None and int(moments["num_steps"]) == 30
+    there = read_newest("hf:org/whole/base_checkpoints/d4", with_optimizer=True)[1]
+    assert there.optimizer is not None
+    capsys.readouterr()
+    assert main([*words[:2], "--tag", "d9", "--run", "x"]) == 2
+    assert "has no model 'd9', name one of hf:org/whole/base_ch" in capsys.readouterr().err
+    assert main(["import", "hf:org/whole", "--tag", "d4", "--step", "7", "--run", "x"]) == 2
+    assert "has no step 7, it has 30" in capsys.readouterr().err
+    offline(monkeypatch)
+    assert main([*words, "again"]) == 0
+    assert read_newest("again", with_optimizer=True)[1].optimizer is not None
 
 
 @pytest.mark.req("FR-046")

@@ -61,6 +61,38 @@ def test_the_references_files(
     assert "--alias 'one': expected OLD=NEW" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--softcap", "20"],
+        ["--window-pattern", "SSSL"],
+        ["--alias", "a=b"],
+        ["--tag", "d4"],
+        ["--step", "3"],
+        ["--no-optimizer"],
+    ],
+)
+@pytest.mark.req("FR-046")
+def test_what_would_do_nothing_is_refused(
+    words: list[str], home: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory for transformers leaves nothing open that these flags could decide."""
+    assert main(["import", str(exported), "--run", "x", *words]) == 2
+    assert f"{words[0]}: {exported} is a directory for Hugging Face" in capsys.readouterr().err
+    assert not (home / "runs" / "x").exists()
+
+
+@pytest.mark.req("FR-046")
+def test_a_model_of_reinforcement_learning_is_named_by_its_run(home: Path, exported: Path) -> None:
+    assert main(["import", str(exported), "--run", "theirs", "--stage", "rl"]) == 0
+    assert main(["show", "theirs"]) == 0
+    loaded = load("theirs")
+    assert (loaded.stage, loaded.is_chat) == ("rl", True)
+    assert load(str(home / "runs/theirs")).path == loaded.path
+    assert main(["import", str(exported), "--run", "theirs", "--stage", "sft"]) == 0
+    assert load("theirs").stage == "rl", "the last one"
+
+
 @pytest.mark.req("FR-046")
 def test_a_stage_can_be_said(home: Path, exported: Path) -> None:
     assert main(["import", str(exported), "--run", "mid", "--stage", "midtrain"]) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.checkpoint.format import save_checkpoint
+from nanochat.cli import show
 from nanochat.cli.main import main
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.checkpoint.conftest import ReferenceDirectory, reference_directory, tiny_checkpoint
@@ -53,6 +54,27 @@ def test_for_people(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in out
     for title in ("config", "plan", "why", "metrics", "validation (bits per byte)", "came from"):
         assert title in lines
+
+
+@pytest.mark.req("EC-2", "FR-045", "FR-047")
+def test_what_is_damaged_is_not_shown(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit where hashing is cheap, another size always; one line says what was seen."""
+    assert main(["show", "d2"]) == 0
+    assert "sizes and SHA-256 as in the manifest" in capsys.readouterr().out
+    weights = stage / "checkpoints/step_000003/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["show", "d2"]) == 2
+    error = capsys.readouterr().err
+    assert "model.safetensors: its SHA-256 differs" in error and error.count("\n") == 1
+    monkeypatch.setattr(show, "CHEAP_BYTES", 100_000)
+    assert main(["show", "d2"]) == 0
+    assert "SHA-256 of model.safetensors" in " ".join(capsys.readouterr().out.split())
+    weights.write_bytes(whole[:-1])
+    assert main(["show", "d2"]) == 2
+    assert "the manifest says" in capsys.readouterr().err
 
 
 @pytest.mark.req("FR-045")
