@@ -343,9 +343,9 @@ class _Loop:
 
     def _report_pace(self) -> None:
         """Now and then: which rank do all others wait for?"""
-        world, is_sharded = self.stage.world, self.stage.optimizer.is_sharded
-        if world.size == 1 or is_sharded or self.progress.step % PACE_EVERY:
-            return  # ranks that share a model wait for each other in every block
+        world = self.stage.world
+        if world.size == 1 or self.progress.step % PACE_EVERY:
+            return
         if told := self.stepper.pace.report(world):
             self.stage.display.note(f"  step {self.progress.step}: {told}")
 

@@ -85,7 +85,8 @@ class Stepper:
         self._model, self._optimizer, self._compute = model, optimizer, compute
         self._multiple = MICRO_BATCH_MULTIPLE if is_padded else None
         self._world = world or World()
-        self.pace = Pace(model.embedding.weight.device)
+        middle = model.blocks[len(model.blocks) // 2] if optimizer.is_sharded else None
+        self.pace = Pace(model.embedding.weight.device, middle)
         """How long this rank's own part takes."""
         self._device = model.embedding.weight.device
         wide = torch.promote_types(optimizer.compute_dtype, torch.float32)
@@ -153,6 +154,7 @@ class Stepper:
                 part.inputs_BT.to(self._device, non_blocking=True),
                 part.targets_BT.to(self._device, non_blocking=True),
             )
+            self.pace.computed(part.inputs_BT.numel())
             loss = self._compute(self._model, part) / num_targets
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())

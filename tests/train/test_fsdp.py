@@ -1,6 +1,8 @@
 """A model cut over two ranks trains as a whole one; blocks computed again change nothing."""
 
 import dataclasses
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from nanochat.train.sharding import Span, rows_of
 from tests.conftest import DOUBLE_ATOL
 from tests.fakes import random_gpt, tiny_config
 from tests.train import test_world
-from tests.train.makers import Counting, plan_of, stage_of
+from tests.train.makers import Counting, Recorder, plan_of, stage_of
 from tests.train.test_world import in_processes
 
 NUM_STEPS = 12
@@ -94,6 +96,18 @@ def _sharded(world: World, folder: Path) -> dict[str, Any]:
     return report(sharded_stage(world))
 
 
+def _lagging(world: World, folder: Path) -> list[str]:
+    """The second rank is slow in every block, and the first one waits for it in every block."""
+    display = Recorder()
+    stage = sharded_stage(world, num_steps=6, display=display)
+    if world.rank == 1:
+        for block in stage.model.blocks:
+            # A block of this size takes 1 ms, on a busy machine some more.
+            block.mlp.register_forward_pre_hook(lambda *said: time.sleep(0.02))
+    fit(stage)
+    return [str(line) for line in display.told if "is slow" in str(line)]
+
+
 def _recomputed(world: World, folder: Path) -> dict[str, Any]:
     """From a whole model's weights and moments, with blocks computed again; then back to them."""
     weights, moments = torch.load(folder / "warm.pt")
@@ -130,6 +144,7 @@ def _narrow(world: World, folder: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     more = {"sharded": _sharded, "recomputed": _recomputed, "sharded narrow": _narrow}
+    more["lagging"] = _lagging
     monkeypatch.setattr(test_world, "TASKS", test_world.TASKS | more)
     monkeypatch.setattr(loop, "peak_flops", lambda device, dtype: 1e12)  # measuring takes a while
 
@@ -156,6 +171,16 @@ def test_two_ranks_with_half_a_model_each_train_the_whole_one(tmp_path: Path) ->
     assert max(rank["bytes"] for rank in ranks) <= 0.6 * whole["bytes"]
     assert sum(rank["bytes"] for rank in ranks) == whole["bytes"]
     assert ranks[0]["digest"] == ranks[1]["digest"]
+
+
+@pytest.mark.req("FR-016")
+def test_a_slow_rank_is_named_though_all_wait_in_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PACE_EVERY", 6)
+    for told in in_processes(2, "lagging", tmp_path):
+        assert len(told) == 1 and told[0].startswith("  step 6: rank 1 (")
+        assert re.search(r"s a thousand tokens in a block, [\d.]+ times the others'", told[0])
 
 
 @pytest.mark.req("FR-016", "FR-020")

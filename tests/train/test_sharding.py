@@ -1,6 +1,5 @@
 """Who owns what, and in which order it travels."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from nanochat.common.dist import World
 from nanochat.common.errors import Stopped, TrainingError
 from nanochat.common.watch import Watch
+from nanochat.train import pace as pace_module
 from nanochat.train.optim import RECIPES, Optimizer
 from nanochat.train.pace import Pace
 from nanochat.train.pieces import Storage, cut_pieces
@@ -210,20 +210,53 @@ def test_what_ends_one_rank_ends_all_with_its_words(monkeypatch: pytest.MonkeyPa
 
 
 class Saying(World):
-    """A world whose other two ranks take a second each."""
+    """A world whose other ranks take a second for a thousand tokens, and one has none."""
 
     def texts(self, text: str) -> list[str]:
-        return [text, "1.0|far", "1.0|near"]
+        return [text, "1.0|far", "0.0|idle", "1.0|near"]
 
 
-def test_the_slowest_rank_is_named() -> None:
-    pace = Pace(torch.device("cpu"))
+class Alone(World):
+    """A world whose other rank has nothing to do."""
+
+    def texts(self, text: str) -> list[str]:
+        return [text, "0.0|idle"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
+    yield now
+
+
+def passes(pace: Pace, clock: list[float], seconds: float, num_tokens: int) -> None:
     with pace.own_part():
-        time.sleep(0.01)
-    assert 0.01 <= pace._seconds[0] < 1.0
-    pace._seconds = [1.0, 3.0]
-    told = pace.report(Saying(size=3))
-    assert told is not None and told.startswith("rank 0 (") and ") is slow: 2.000 s a" in told
-    assert "2.0 times the others' 1.000 s" in told
-    pace._seconds = [1.1]
-    assert pace.report(Saying(size=3)) is None
+        clock[0] += seconds
+        pace.computed(num_tokens)
+
+
+@pytest.mark.req("FR-016")
+def test_the_slowest_rank_is_named(clock: list[float]) -> None:
+    pace = Pace(torch.device("cpu"))
+    passes(pace, clock, 1.0, 1000)
+    passes(pace, clock, 3.0, 1000)
+    told = pace.report(Saying(size=4))
+    assert told is not None and told.startswith("rank 0 (") and ") is slow: 2 s a thousand" in told
+    assert "tokens for its own part, 2.0 times the others' 1 s" in told
+    passes(pace, clock, 1.1, 1000)
+    assert pace.report(Saying(size=4)) is None
+
+
+@pytest.mark.req("FR-016")
+def test_who_has_more_rows_is_not_slow(clock: list[float]) -> None:
+    pace = Pace(torch.device("cpu"))
+    passes(pace, clock, 2.0, 2000)
+    assert pace.report(Saying(size=4)) is None
+    passes(pace, clock, 9.0, 2000)
+    assert pace.report(Alone(size=2)) is None  # who has no rows says nothing about who has
+    with pytest.raises(MemoryError), pace.own_part():
+        pace.computed(1000)
+        raise MemoryError
+    assert pace.report(Saying(size=4)) is None  # what was not finished does not count
