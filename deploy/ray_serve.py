@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanochat.cli import serve as nanochat_serve
-from nanochat.cli.http_server import SWITCH_INTERVAL_S, reserve
+from nanochat.cli.http_server import reserve
 from nanochat.cli.model_options import name_of
 from nanochat.common.config import parse
 from nanochat.common.errors import ConfigError, NanochatError
+from nanochat.engine.streams import SWITCH_INTERVAL_S
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -21,16 +21,14 @@ from types import FrameType
 from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from nanochat.common.errors import ConfigError
+from nanochat.engine.streams import SWITCH_INTERVAL_S
 from nanochat.server.deadlines import Deadlines, connection_type
 
-__all__ = ["SWITCH_INTERVAL_S", "Drains", "Place", "reserve", "serve_app"]
+__all__ = ["Drains", "Place", "answering", "reserve", "serve_app"]
 
-# The engine's thread gives Python's lock up at every operator; at the usual 5 ms it waits for the
-# event loop longer than it computes (dev/LOG.md has what little was measured).
-SWITCH_INTERVAL_S = 0.0005
 LAST_WORDS_S = 2.0  # for telling those who are cut off
 
 
@@ -64,7 +62,7 @@ class Place:
 
 @contextlib.contextmanager
 def reserve(host: str, port: int) -> Iterator[Place]:
-    """The address, before anything listens: a client is refused until the server is ready.
+    """The address, with clients that wait there until `answering` or `serve_app` takes them.
 
     Raises: ConfigError if it is taken or does not exist here.
     """
@@ -79,6 +77,7 @@ def reserve(host: str, port: int) -> Iterator[Place]:
         with contextlib.ExitStack() as on_error:
             on_error.callback(bound.close)
             bound.bind(address)
+            bound.listen()  # two servers may bind the same address, but one of them can listen
             on_error.pop_all()
     except OSError as error:
         raise ConfigError(
@@ -90,8 +89,24 @@ def reserve(host: str, port: int) -> Iterator[Place]:
         yield Place(socket=bound, url=f"http://{shown}:{bound.getsockname()[1]}")
 
 
+@contextlib.contextmanager
+def answering(app: ASGIApp, place: Place) -> Iterator[None]:
+    """Within, the app answers from a thread; who comes afterwards waits for `serve_app`."""
+    server = uvicorn.Server(_config(app, Deadlines()))
+    own = place.socket.dup()  # uvicorn closes what it is given
+    thread = threading.Thread(target=server.run, args=([own],), name="answering", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.002)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 def serve_app(
-    app: FastAPI,
+    app: ASGIApp,
     place: Place,
     *,
     ready: str,
@@ -105,25 +120,28 @@ def serve_app(
     Raises: KeyboardInterrupt after a clean end by Ctrl-C; SIGTERM just returns.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            loop="asyncio",  # what the deadlines were made for, whatever else is installed
-            http=connection_type(deadlines or Deadlines()),
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(LAST_WORDS_S),
-        )
-    )
+    server = _Server(_config(app, deadlines or Deadlines()))
     server.ready, server.drains, server.drain_s = ready, drains, drain_s
     server.opened_url = place.url if is_opened else None
     server.run(sockets=[place.socket])
     if server.was_interrupted:
         raise KeyboardInterrupt
+
+
+def _config(app: ASGIApp, deadlines: Deadlines) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",  # what the deadlines were made for, whatever else is installed
+        http=connection_type(deadlines),
+        lifespan="off",  # none of ours has anything to begin or to end
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(LAST_WORDS_S),
+    )
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,5 @@
 """Events on their way to who asked.   in: events from the engine's thread   out: iterators
-who calls: engine.py
+who calls: engine.py, worker_process.py, cli/http_server.py
 
 Read next: engine.py (who delivers), server/stream.py (another reader).
 """
@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 
 from nanochat.engine.request import TokenEvent
 
-__all__ = ["TokenStream", "hand_over"]
+__all__ = ["SWITCH_INTERVAL_S", "TokenStream", "hand_over"]
+
+# The engine's thread gives Python's lock up at every operator; at the usual 5 ms it waits for the
+# threads that read its events longer than it computes (dev/LOG.md has what little was measured).
+SWITCH_INTERVAL_S = 0.0005
 
 
 class TokenStream(Iterator[TokenEvent]):

@@ -1,19 +1,32 @@
 """An engine in a process of its own: the same answers, and a crash that costs its requests only."""
 
+import json
 import os
 import queue
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
-from nanochat.common.errors import CheckpointError, EngineError, TokenizerError, Unavailable
+from nanochat.common.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    RequestTooLong,
+    TokenizerError,
+    Unavailable,
+)
+from nanochat.engine import worker as worker_module
 from nanochat.engine.load import EngineSpec
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
 from nanochat.engine.worker import EngineProcess
 from nanochat.model.gpt import GPT
+from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 from tests.patience import wait_until
@@ -40,9 +53,20 @@ def worker(model: tuple[GPT, Path]) -> Iterator[EngineProcess]:
         worker.submit(request("late", [1]), print)
 
 
-def request(name: str, tokens: list[int], **said: Any) -> Request:
-    sampling = SamplingParams(**{"max_tokens": 6, "temperature": 0.0, **said})
-    return Request(request_id=name, prompt_tokens=tuple(tokens), sampling=sampling)
+def request(
+    name: str,
+    tokens: list[int],
+    schema: str | None = None,
+    beyond_context: Any = "refuse",
+    **said: Any,
+) -> Request:
+    return Request(
+        request_id=name,
+        prompt_tokens=tuple(tokens),
+        sampling=SamplingParams(**{"max_tokens": 6, "temperature": 0.0, **said}),
+        schema=schema,
+        beyond_context=beyond_context,
+    )
 
 
 def ask(worker: EngineProcess, asked: Request) -> list[TokenEvent | Exception]:
@@ -69,6 +93,43 @@ def test_what_is_wrong_is_raised_at_once(worker: EngineProcess) -> None:
     assert worker.num_active == 0
 
 
+@pytest.mark.req("FR-062")
+def test_what_only_the_engine_finds_wrong_is_told(worker: EngineProcess) -> None:
+    [refusal] = ask(worker, request("c", [1], schema='{"type": "banana"}'))
+    assert isinstance(refusal, ConfigError) and "Invalid type: banana" in str(refusal)
+    [refusal] = ask(worker, request("c", [1] * 5000))
+    assert isinstance(refusal, RequestTooLong)
+    assert worker.num_active == 0
+
+
+@pytest.mark.req("FR-062", "FR-052")
+def test_a_process_that_is_busy_keeps_nobody_waiting(worker: EngineProcess) -> None:
+    """While schemas are compiled, more is sent both ways than the pipe holds."""
+    ask(worker, request("first", [1]))
+    streams = [queue.SimpleQueue[TokenEvent | Exception]() for _ in range(8)]
+    for place, events in enumerate(streams):
+        long = request(f"s{place}", [1, 2], max_tokens=200, logprobs=20, beyond_context="slide")
+        worker.submit(long, events.put)
+    large = json.dumps({"properties": {f"property {n}": {} for n in range(500)}})  # 25 ms, 12 KB
+    told: queue.SimpleQueue[TokenEvent | Exception] = queue.SimpleQueue()
+
+    def submit_all(half: str) -> None:
+        for place in range(20):
+            worker.submit(request(f"{half}{place}", [1], schema=large, max_tokens=1), told.put)
+
+    threads = [threading.Thread(target=submit_all, args=(half,)) for half in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(40):
+        assert isinstance(told.get(timeout=60), TokenEvent)
+    for events in streams:
+        *_, last = [events.get(timeout=60) for _ in range(200)]
+        assert isinstance(last, TokenEvent) and last.finish_reason == "length"
+    assert worker.num_active == 0
+
+
 @pytest.mark.req("EC-10")
 def test_cancelling(worker: EngineProcess) -> None:
     told: list[Any] = []
@@ -83,24 +144,25 @@ def test_cancelling(worker: EngineProcess) -> None:
 def test_a_crash_is_an_error_of_its_requests_alone(
     worker: EngineProcess, model: tuple[GPT, Path]
 ) -> None:
-    ask(worker, request("e", [1]))
-    first = worker.process_id
-    assert first is not None
-    os.kill(first, signal.SIGSTOP)  # so that its requests are surely still there
     told: list[Any] = []
-    with worker._lock:
-        worker._readers["f"] = (told.append, 1)
-    os.kill(first, signal.SIGKILL)
+    long = request("f", [1], max_tokens=100_000, beyond_context="slide")
+    worker.submit(long, told.append)
     wait_until(lambda: bool(told))
-    assert isinstance(told[0], EngineError)
-    assert "was ended by SIGKILL: ask again, another one starts" in str(told[0])
+    first = worker.process_id
+    assert first is not None and isinstance(told[0], TokenEvent)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: isinstance(told[-1], EngineError))
+    assert "was ended by SIGKILL: ask again, another one starts" in str(told[-1])
+    assert worker.num_active == 0
     events = ask(worker, request("g", [1, 2, 3]))
     assert_greedy(model[0], [1, 2, 3], [e.token for e in events if isinstance(e, TokenEvent)])
     assert worker.process_id not in (None, first)
 
 
 @pytest.mark.req("FR-054")
-def test_one_that_was_started_is_replaced_by_itself(model: tuple[GPT, Path]) -> None:
+def test_one_that_was_started_is_replaced_by_itself(
+    model: tuple[GPT, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = EngineSpec(
         model="tiny", home=model[1], device="cpu", format="float32", max_rows=4, num_workers=2
     )
@@ -124,11 +186,36 @@ def test_one_that_was_started_is_replaced_by_itself(model: tuple[GPT, Path]) -> 
         wait_until(lambda: worker.is_ready, 200)
         assert worker.process_id not in (None, first)
         assert ask(worker, request("c", [1, 2, 3]))
+        is_replaced_when_it_hangs(worker, monkeypatch)
     finally:
         worker.close()
     assert not worker.is_ready
     with pytest.raises(EngineError, match="the engine is closed"):
         worker.start()
+
+
+def is_replaced_when_it_hangs(worker: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers meanwhile, and who waited for the engine is told."""
+    loaded, first = worker.start(), worker.process_id
+    assert first is not None
+    served = ServedModel(
+        name="tiny", tokenizer=loaded.tokenizer, context_len=loaded.context_len, created=7
+    )
+    app, address = create_app(worker, served), "http://localhost:8000"
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+    with TestClient(app, base_url=address, raise_server_exceptions=False) as client:
+        monkeypatch.setattr(worker_module, "HUNG_S", 3.0)
+        os.kill(first, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(client.post, "/v1/chat/completions", json=body)
+            wait_until(lambda: worker.num_active == 1)
+            assert client.get("/health").status_code == 200
+            assert not asked.done()
+            answer = asked.result(timeout=60)
+    assert answer.status_code == 500
+    assert "said nothing for 3 s and was ended: ask again" in answer.json()["error"]["message"]
+    wait_until(lambda: worker.process_id not in (None, first), 200)
+    assert ask(worker, request("d", [1, 2, 3]))
 
 
 def test_a_reader_that_fails_costs_itself_alone(worker: EngineProcess) -> None:
