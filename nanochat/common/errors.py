@@ -13,6 +13,7 @@
         Unavailable                  nothing is served now: loading, or about to stop
         DeadlineExceeded             the answer took longer than it may
         Overflowed                   the model's numbers are none any more
+        SchemaError                  a JSON schema that cannot be followed to the answer's end
         Aborted                      the answer was given up
           ClientLeft                 because nobody waits for it any more
       EvalError(RuntimeError)        a task that cannot be scored
@@ -39,6 +40,7 @@ __all__ = [
     "Overloaded",
     "RequestTooLong",
     "SandboxError",
+    "SchemaError",
     "Stopped",
     "TokenizerError",
     "TrainingError",
@@ -112,6 +114,11 @@ class DeadlineExceeded(EngineError):
 
 class Overflowed(EngineError):
     """The model's numbers are none any more; asking again gives the same."""
+
+
+class SchemaError(EngineError):
+    """What a JSON schema allows has grown too large, or takes too long, in the middle of an answer;
+    the API answers 400."""
 
 
 class Aborted(EngineError):

@@ -1,6 +1,7 @@
 """Requests -> answers that may begin.   in: Request   out: Answer, Scoring   who calls: engine.py
 
-All that can be wrong with a request is found here, before anything is queued; in any thread.
+All that can be wrong with a request is found here, before anything is queued; in any thread.  With
+a schema that takes some milliseconds, at most half a second: not for an event loop.
 Read next: answer.py, request.py (what is checked when a request is made).
 """
 
@@ -43,7 +44,7 @@ class Admission:
         self._scheduler, self._device = scheduler, device
         self._special_tokens = frozenset(tokenizer.special_tokens.values())
         self._grammar: JsonGrammar | None = None  # made when it is first needed
-        self._lock = threading.Lock()  # guards the grammar
+        self._lock = threading.Lock()  # guards making the grammar, not what it compiles
         self._numbers = itertools.count()
 
     def answer(self, request: Request, deliver: Deliver) -> Answer:
@@ -56,7 +57,8 @@ class Admission:
         tokens = list(request.prompt_tokens) or [self._tokenizer.bos]
         is_sliding = request.beyond_context == "slide"
         longest = self._config.context_len * (MAX_SLIDE_CONTEXTS if is_sliding else 1)
-        if len(tokens) + 1 > longest:
+        asks = request.prompt_logprobs is not None
+        if len(tokens) + (not asks) > longest:  # what is scored may leave no room for an answer
             raise RequestTooLong(
                 f"the prompt has {len(tokens)} tokens but the context is {longest}, answer "
                 "included: shorten the prompt"
@@ -65,13 +67,14 @@ class Admission:
         limit = longest if request.tools else len(tokens) + request.sampling.max_tokens
         limit = min(longest, limit)
         self._scheduler.check(limit)
-        asks = request.prompt_logprobs is not None
         sequence = Row(request.request_id, tokens, limit, max_shared=0 if asks else None)
-        return self._made(request, sequence, deliver, len(tokens))
+        constraint = None if request.schema is None else self._constraint(request.schema)
+        return self._made(request, sequence, deliver, len(tokens), constraint)
 
     def further(self, answer: Answer, sequence: Row) -> Answer:
-        """One more answer to the same prompt."""
-        return self._made(answer.request, sequence, answer.deliver, answer.num_prompt)
+        """One more answer to the same prompt, while the first has no token yet."""
+        constraint = None if answer.constraint is None else answer.constraint.another()
+        return self._made(answer.request, sequence, answer.deliver, answer.num_prompt, constraint)
 
     def scoring(
         self, tokens: Sequence[int], place: int, done: Callable[[Likelihood | Exception], None]
@@ -124,7 +127,14 @@ class Admission:
                 "shorten it"
             )
 
-    def _made(self, request: Request, sequence: Row, deliver: Deliver, num_prompt: int) -> Answer:
+    def _made(
+        self,
+        request: Request,
+        sequence: Row,
+        deliver: Deliver,
+        num_prompt: int,
+        constraint: Constraint | None,
+    ) -> Answer:
         chooser = Chooser(
             request.sampling,
             sequence.tokens[:num_prompt],
@@ -141,7 +151,7 @@ class Admission:
             special_tokens=self._special_tokens,
             num_prompt=num_prompt,
             tools=ToolUse(self._tokenizer) if request.tools else None,
-            constraint=None if request.schema is None else self._constraint(request.schema),
+            constraint=constraint,
         )
 
     def _constraint(self, schema: str) -> Constraint:
@@ -149,4 +159,5 @@ class Admission:
             if self._grammar is None:
                 end = self._tokenizer.special("<|assistant_end|>")
                 self._grammar = JsonGrammar(self._tokenizer, end)
-            return self._grammar.start(schema)
+            grammar = self._grammar
+        return grammar.start(schema)

@@ -221,9 +221,10 @@ class Engine:
         """Have the events of a request delivered: the last of every answer has a finish_reason, or
         an exception ends them all.
 
-        `deliver` is called by the engine's thread and must not block it.
-        Raises: RequestTooLong, TokenizerError for a token outside the vocabulary, EngineError for
-                an identifier that is in use; nothing is delivered then.
+        `deliver` is called by the engine's thread and must not block it.  A schema is compiled
+        before this returns: milliseconds, at most half a second.
+        Raises: RequestTooLong, TokenizerError for a token outside the vocabulary, ConfigError for a
+                schema, EngineError for an identifier in use; nothing is delivered then.
         """
         answer = self._admission.answer(request, deliver)
         asks = request.prompt_logprobs is not None
@@ -317,9 +318,15 @@ class Engine:
             return None
         assert fed.logits_BV is not None, "sequences without logits"
         logits_BV = fed.logits_BV
+        masks = self._masks(answers)
+        left = [place for place, each in enumerate(answers) if each.sequence in self._jobs]
+        if not left:
+            return None
+        answers, rows = [answers[place] for place in left], [rows[place] for place in left]
         if rows != list(range(len(fed.ready))):
             logits_BV = logits_BV.index_select(0, send(rows, logits_BV.device))
-        sampled = sample(logits_BV, [each.chooser for each in answers], self._forbidden(answers))
+        forbidden = {row: masks[each] for row, each in enumerate(answers) if each in masks}
+        sampled = sample(logits_BV, [each.chooser for each in answers], forbidden)
         for answer in answers:
             answer.promise()
         return Chosen(answers, sampled)
@@ -342,13 +349,18 @@ class Engine:
             except EngineError as error:  # a constraint that outgrew its limits
                 self._break(answer, error)
 
-    def _forbidden(self, answers: Sequence[Answer]) -> dict[int, torch.Tensor]:
-        """What each answer that has to be JSON cannot go on with."""
-        return {
-            row: answer.constraint.forbidden().to(self.forward.device)
-            for row, answer in enumerate(answers)
-            if answer.constraint is not None
-        }
+    def _masks(self, answers: Sequence[Answer]) -> dict[Answer, torch.Tensor]:
+        """What each answer that has to be JSON cannot go on with; one whose schema cannot be
+        followed further ends here, and no other."""
+        masks: dict[Answer, torch.Tensor] = {}
+        for answer in answers:
+            if answer.constraint is None or answer.sequence not in self._jobs:
+                continue
+            try:
+                masks[answer] = answer.constraint.forbidden().to(self.forward.device)
+            except EngineError as error:
+                self._break(answer, error)
+        return masks
 
     def _forked(self, answer: Answer) -> list[Answer]:
         """The further answers to a prompt that has just been read."""

@@ -35,7 +35,7 @@ MAX_SAMPLES = 128  # as OpenAI has it
 MAX_LOGIT_BIAS = 1024  # entries: three times what OpenAI takes
 MAX_STOPS = 16  # strings: every piece of text is compared with each
 MAX_STOP_LENGTH = 256  # characters: as much text may be held back
-MAX_SCHEMA_LENGTH = 2**16  # characters
+MAX_SCHEMA_LENGTH = 2**15  # characters; what one may ask for in them: schema.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

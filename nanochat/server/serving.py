@@ -6,10 +6,12 @@ how an answer goes out.
 Read next: stream.py (the answer), chat.py (one of the routes).
 """
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from fastapi import Request
@@ -90,22 +92,25 @@ class Serving:
             )
 
     def max_tokens(self, num_prompt: int, asked: int | None, param: TextParam) -> int:
-        """How long an answer may be; it fills the context where the request says nothing.
+        """How long an answer may be; it fills the context where the request says nothing.  0 is
+        asked for by who wants a prompt scored: the one token that an engine writes is not told, so
+        that the prompt may fill the context.
 
         Raises: ApiError 400 if prompt and answer do not fit the context.
         """
         context_len = self.model.context_len
         begin = f"This model's maximum context length is {context_len} tokens. However, "
-        if num_prompt + 1 > context_len:
+        least = 1 if asked is None else asked
+        if num_prompt > context_len:
             raise _too_long(
                 f"{begin}your {param} resulted in {num_prompt} tokens. Please reduce the length of "
                 f"the {param}.",
                 param,
             )
-        if asked is not None and num_prompt + asked > context_len:
+        if num_prompt + least > context_len:
             raise _too_long(
-                f"{begin}you requested {num_prompt + asked} tokens ({num_prompt} in the {param}, "
-                f"{asked} in the completion). Please reduce the length of the {param} or the "
+                f"{begin}you requested {num_prompt + least} tokens ({num_prompt} in the {param}, "
+                f"{least} in the completion). Please reduce the length of the {param} or the "
                 "completion.",
                 param,
             )
@@ -154,14 +159,19 @@ class Serving:
         """
         if await request.is_disconnected():  # after many have left, the next need not wait
             raise ClientLeft("the client went away before the answer began")
+        is_schema = any(each.schema is not None for each in asked)
+        ask = partial(
+            Answers,
+            self.gate,
+            asked,
+            tenant=request.state.tenant,
+            policy=policy,
+            loop=asyncio.get_running_loop(),
+        )
         try:
-            answers = Answers(self.gate, asked, tenant=request.state.tenant, policy=policy)
-        except ConfigError as error:
-            is_schema = any(each.schema is not None for each in asked)
-            named = "response_format" if is_schema else None
-            raise ApiError(400, str(error), "invalid_value", param=named) from error
+            answers = await _made_beside(ask) if is_schema else ask()
         except NanochatError as error:
-            raise _named(error, param) from error
+            raise _named(error, param, is_schema=is_schema) from error
         keep_alive_s = self.gate.settings.keep_alive_s
         is_handed_on = False
         try:
@@ -172,7 +182,7 @@ class Serving:
             pieces = await while_connected(request.receive, answers.all())
             return JSONResponse(frames.whole(pieces, answers.usage), headers=answers.headers)
         except NanochatError as error:
-            raise _named(error, param) from error
+            raise _named(error, param, is_schema=is_schema) from error
         finally:
             if not is_handed_on:
                 answers.close()
@@ -188,8 +198,26 @@ def _too_long(message: str, param: TextParam) -> ApiError:
     return ApiError(400, message, "context_length_exceeded", param=param)
 
 
-def _named(error: NanochatError, param: TextParam) -> Exception:
-    """The same with the name of the text in this body; what says when to ask again stays as it
-    is."""
+def _named(error: NanochatError, param: TextParam, *, is_schema: bool) -> Exception:
+    """The same with the name of the text, or of the schema, in this body; what says when to ask
+    again stays as it is."""
     found = to_api_error(error, param)
+    if found.param is None and is_schema and isinstance(error, ConfigError):
+        found.param = "response_format"
     return found if found.param is not None else error
+
+
+async def _made_beside(ask: Callable[[], Answers]) -> Answers:
+    """Answers asked for in another thread: a schema takes milliseconds to compile, or half a
+    second."""
+    made = asyncio.get_running_loop().run_in_executor(None, ask)
+    try:
+        return await asyncio.shield(made)
+    except asyncio.CancelledError:  # nobody will listen to what is being asked for
+        made.add_done_callback(_close)
+        raise
+
+
+def _close(made: "asyncio.Future[Answers]") -> None:
+    if made.exception() is None:
+        made.result().close()

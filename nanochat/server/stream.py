@@ -64,6 +64,7 @@ class AnswerDoor(Protocol):
 class Answers:
     """The events of one or several requests on the event loop; `close` says that nobody listens.
 
+    It may be made in another thread, if that says which loop.
     Raises: what the door's `submit` raises, when made: then nothing is left running; what ends a
             request early, when read.
     """
@@ -75,10 +76,11 @@ class Answers:
         *,
         tenant: str = "",
         policy: "CachePolicy",
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.num_tokens = 0
         self._door, self._requests = door, tuple(requests)
-        self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._wake = loop or asyncio.get_running_loop(), asyncio.Event()
         self._arrived: deque[Piece | Exception] = deque()
         self._is_woken = False
         self._num_left = sum(request.num_samples for request in requests)

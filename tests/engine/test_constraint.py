@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.common.errors import ConfigError, EngineError
+from nanochat.common.errors import ConfigError, EngineError, SchemaError
+from nanochat.engine import constraint as constraint_module
 from nanochat.engine.constraint import Constraint, JsonGrammar
 from nanochat.engine.request import ANY_JSON, SamplingParams
 from nanochat.engine.sampling import Chooser, sample
@@ -197,6 +198,29 @@ def test_answers_do_not_disturb_each_other(grammar: JsonGrammar) -> None:
         one.forbidden()
     other.add(ord('"'))
     assert not other.forbidden()[ord("c")]
+
+
+def test_what_takes_too_long_is_given_up(
+    grammar: JsonGrammar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constraint = grammar.start('{"type": "array"}')
+    constraint.add(ord("["))
+    monkeypatch.setattr(constraint_module, "MAX_SECONDS", -1.0)
+    message = r"took 0\.\d\d s to follow for 1 tokens, expected at most -0\.99 s: simplify it"
+    with pytest.raises(SchemaError, match=message):
+        constraint.forbidden()
+    with pytest.raises(ConfigError, match=r"took 0\.\d\d s to follow"):
+        grammar.start('{"type": "array"}')
+
+
+def test_several_answers_begin_from_one_schema(grammar: JsonGrammar) -> None:
+    first = grammar.start('{"enum": ["ab", "cd"]}')
+    second = first.another()
+    first.add(ord('"'))
+    first.add(ord("a"))
+    assert first.forbidden()[ord("c")] and second.forbidden()[ord("a")]
+    second.add(ord('"'))
+    assert not second.forbidden()[ord("c")]
 
 
 @pytest.mark.req("FR-062")

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.common.errors import ConfigError, EngineError, RequestTooLong, TokenizerError
+from nanochat.common.errors import (
+    ConfigError,
+    EngineError,
+    RequestTooLong,
+    SchemaError,
+    TokenizerError,
+)
 from nanochat.engine.blocks import BLOCK_TOKENS
+from nanochat.engine.constraint import Constraint
 from nanochat.engine.engine import Engine
 from nanochat.engine.kvmemory import bytes_per_block
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
@@ -19,6 +26,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL
 from tests.engine.conftest import CONTEXT_LEN, random_model, random_tokens
 from tests.engine.test_engine import scripted
+from tests.patience import wait_until
 from tests.twins.generation import assert_greedy, logits_of
 
 Ask = Callable[..., Request]
@@ -205,8 +213,7 @@ def test_on_an_event_loop(engine: Engine, ask: Ask) -> None:
 
     tokens = asyncio.run(both())
     assert tokens == tokens_of(engine.generate([ask(random_tokens(9))])[0])
-    while engine.num_active:
-        pass
+    wait_until(lambda: engine.num_active == 0)
 
 
 def test_one_broken_answer_ends_its_request_once(model: GPT, tiny_tokenizer: Tokenizer) -> None:
@@ -228,8 +235,7 @@ def test_one_broken_answer_ends_its_request_once(model: GPT, tiny_tokenizer: Tok
         num_samples=3,
     )
     engine.submit(request, told.append)
-    while engine.num_active:
-        pass
+    wait_until(lambda: engine.num_active == 0)
     assert sum(isinstance(event, Exception) for event in told) == 1
     assert isinstance(told[-1], EngineError)
 
@@ -296,3 +302,40 @@ def test_an_answer_that_must_be_json(model: GPT, tiny_tokenizer: Tokenizer) -> N
             Request(request_id="x", prompt_tokens=(1,), schema='{"type": "banana"}'), print
         )
     assert engine.num_active == 0
+
+
+@pytest.mark.req("FR-052", "EC-1")
+def test_a_schema_that_cannot_be_followed_ends_its_own_request_only(
+    model: GPT, tiny_tokenizer: Tokenizer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, tiny_tokenizer)
+    forbidden = Constraint.forbidden
+    calls: list[Constraint] = []
+
+    def fails_at_last(constraint: Constraint) -> torch.Tensor:
+        calls.append(constraint)
+        if len(calls) > 5:
+            raise SchemaError("the JSON schema took 9 s")
+        return forbidden(constraint)
+
+    monkeypatch.setattr(Constraint, "forbidden", fails_at_last)
+    neighbour = ask(random_tokens(9), max_tokens=40)
+    beside = engine.stream(neighbour)
+    told: list[TokenEvent | Exception] = []
+    request = Request(
+        request_id="j",
+        prompt_tokens=(1, 2),
+        sampling=SamplingParams(max_tokens=40),
+        num_samples=2,
+        schema='{"type": "array"}',
+    )
+    engine.submit(request, told.append)
+    events = list(beside)
+    assert_greedy(model, neighbour.prompt_tokens, tokens_of(events))
+    assert len(events) == 40
+    wait_until(lambda: engine.num_active == 0)
+    assert [str(each) for each in told if isinstance(each, Exception)] == [
+        "the JSON schema took 9 s"
+    ]
+    assert isinstance(told[-1], SchemaError)
+    assert len(set(calls[1:])) == 2  # the second answer's is its own
