@@ -1,11 +1,16 @@
 """The pages say what the code says, links lead somewhere, the README stays short."""
 
+import importlib
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from nanochat.cli.main import VERBS
+from nanochat.common.config import parse
+from nanochat.evals.tasks import named_tasks
 from scripts import docs
 from tests.conftest import REPOSITORY
 
@@ -44,6 +49,53 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists()
     ]
     assert dead == []
+
+
+# Lines of a block in ```sh, and of an indented one, where two columns are a command and a remark.
+SHELL = re.compile(r"^```sh[^\n]*\n(.*?)^```$|((?:^    [^\n]*\n)+)", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?:^|[\s/])nanochat (?P<words>[a-z].*?)(?:$| {3,}[^-\s].*)")
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words behind `nanochat` in every line of the page's blocks."""
+    blocks = ["".join(found) for found in SHELL.findall(page.replace("\\\n", " "))]
+    found = [COMMAND.search(line) for block in blocks for line in block.splitlines()]
+    words = [shlex.split(match["words"], comments=True) for match in found if match]
+    return [[word for word in line if word != "$@"] for line in words]
+
+
+@pytest.mark.req("FR-071")
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_command_shown_is_understood(page: Path) -> None:
+    for words in commands_of(page.read_text() if page.name != "cli.md" else ""):  # what help says
+        line = " ".join(words)
+        verb = max(
+            (verb for verb in VERBS if f"{line} ".startswith(f"{verb.name} ")),
+            key=lambda verb: len(verb.name),
+        )
+        module = importlib.import_module(verb.module)
+        config = parse(module.Config, words[len(verb.name.split()) :], prog=line)
+        if verb.name == "eval":
+            named_tasks(config.tasks)
+
+
+def test_commands_are_found_in_a_page() -> None:
+    page = """
+Text `nanochat serve` in a line.
+
+```sh
+nanochat chat d12        # a remark
+torchrun -m nanochat pretrain \\
+    --depth 4
+```
+
+    nanochat import d12-hf --run back      a remark
+"""
+    assert commands_of(page) == [
+        ["chat", "d12"],
+        ["pretrain", "--depth", "4"],
+        ["import", "d12-hf", "--run", "back"],
+    ]
 
 
 def test_the_readme_is_short_and_says_how_it_came_about() -> None:
