@@ -1,16 +1,20 @@
 """Stages on several ranks leave what one rank leaves, and one goes on where the other stopped."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from nanochat.checkpoint.format import find_steps
 from nanochat.common.dist import World, current_world
-from nanochat.common.errors import ConfigError
+from nanochat.common.errors import ConfigError, Stopped
 from nanochat.train.config import MidtrainConfig, PretrainConfig, SftConfig
+from nanochat.train.display import Display
 from nanochat.train.midtrain import midtrain
 from nanochat.train.pretrain import pretrain
 from nanochat.train.sft import sft
@@ -78,3 +82,64 @@ def test_two_ranks_through_all_stages_and_one_goes_on(
         # Three steps after the beginning the scalars still follow the rounding of their gradients.
         assert float((again[name] - weight).abs().max()) <= 0.02 * float(weight.abs().max()), name
     assert load_file(newest / "optimizer.safetensors").keys() == moments.keys()
+
+
+class StopAfter(Display):
+    """A display whose process gets a SIGTERM when a step is reported."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(is_quiet=True)
+        self._last = step
+
+    def step(self, metrics: Any) -> None:
+        if metrics["step"] == self._last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _resume(world: World, folder: Path) -> str:
+    """On two ranks until the last of them is told to stop, on four to the end."""
+    tokenizer, train, validation, _ = FOUND["corpora"]
+    is_told = world.size == 2 and world.rank == 1
+    try:
+        finished = pretrain(
+            config_of(folder, **LONGER, resume=True),
+            tokenizer,
+            train,
+            validation,
+            StopAfter(7) if is_told else QUIET,
+        )
+    except Stopped as stopped:
+        return str(stopped)
+    return finished.checkpoint.name
+
+
+LONGER: dict[str, Any] = {"num_steps": 12, "save_every": 0, "eval_every": 0}
+
+
+@pytest.mark.req("FR-016", "FR-019", "FR-020", "SC-011", "EC-5")
+def test_a_run_goes_on_with_more_ranks_and_more(
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun on one rank and stopped, gone on with on two and stopped, ended on four: through the
+    disk, with the losses of a run that was alone and never stopped."""
+    FOUND["corpora"] = corpora
+    monkeypatch.setattr(test_world, "TASKS", {"resume": _resume})
+    tokenizer, train, validation, _ = corpora
+    current_world.cache_clear()
+    pretrain(config_of(tmp_path / "whole", **LONGER), tokenizer, train, validation, QUIET)
+    halting = tmp_path / "halting"
+    halting.mkdir()
+    with pytest.raises(Stopped):
+        pretrain(config_of(halting, **LONGER), tokenizer, train, validation, StopAfter(4))
+    steps = [*find_steps(halting / "runs/d2/pretrain")]
+    for told in in_processes(2, "resume", halting):
+        assert "stopped by SIGTERM after step" in told
+    steps += [*find_steps(halting / "runs/d2/pretrain")][len(steps) :]
+    assert len(steps) == 2 and 4 <= steps[0] < 7 <= steps[1] < 12
+    assert in_processes(4, "resume", halting) == ["step_000012"] * 4
+    current_world.cache_clear()
+    log = (halting / "runs/d2/pretrain/log.txt").read_text()
+    assert [f"going on after step {step} of 12" in log for step in steps] == [True, True]
+    assert losses_in(halting) == pytest.approx(losses_in(tmp_path / "whole"), rel=1e-5)
+    rows = (halting / "runs/d2/pretrain/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [*range(1, 13)]
