@@ -6,7 +6,7 @@ PYTHON_FILES = nanochat scripts tests deploy
 
 SHARED = ../shared
 
-.PHONY: help setup dev demo test check fmt bench soak golden docs requirements size
+.PHONY: help setup dev demo test check fmt bench bench-eval bench-serve soak golden docs requirements size
 
 help:
 	@echo "make demo          the whole story: install, train, chat in the browser   (ARGS='--no-serve')"
@@ -15,6 +15,9 @@ help:
 	@echo "make check         format, lint, types, layers, docs and public names are in order"
 	@echo "make fmt           format and mend what can be mended"
 	@echo "make bench         training speed, beside karpathy/nanochat's with ARGS='--peer-nanochat DIR'"
+	@echo "make bench-eval    what the evaluations promise, in full: 630 verdicts, HumanEval, lm-eval,"
+	@echo "                   speed beside the reference with PEER=DIR                (DATA=DIR MODEL=d12)"
+	@echo "make bench-serve   what users of a server notice, beside the engine alone (ARGS='--seconds 10')"
 	@echo "make soak          kill saving, damage checkpoints, 1,000 times each       (ARGS='--kills 100');"
 	@echo "                   64 users, 300 who leave, 5,000 requests from a schema   (SERVE_ARGS='--users 8');"
 	@echo "                   5 GB of text within 2 GB of memory                      (DATA_ARGS='--gigabytes 1')"
@@ -51,6 +54,25 @@ docs: dev
 
 bench: setup
 	@$(BIN)/nanochat bench train $(ARGS)
+
+# The long forms of what CI tests in small, then four JSON lines: CORE beside karpathy/nanochat's own
+# loop (PEER, a checkout of it), what a lettered question costs, what a sandboxed program costs, and
+# lm-evaluation-harness's opinion.  BASE is a base directory of karpathy/nanochat's, MODEL any model.
+DATA ?= $(SHARED)/data/eval
+BASE ?= $(SHARED)/parity/core-eval/base
+MODEL ?= $(firstword $(wildcard $(BASE)/base_checkpoints/*))
+bench-eval: dev
+	@NANOCHAT_SHARED=$(abspath $(SHARED)) $(BIN)/python -m pytest -q -m slow \
+	    tests/evals tests/cli/test_eval.py
+	@$(BIN)/python -m nanochat.bench.core $(BASE) $(DATA) $(or $(PEER),-)
+	@$(BIN)/python -m nanochat.bench.letters $(MODEL) $(DATA)
+	@$(BIN)/python -m scripts.sandbox_overhead
+	@$(BIN)/python -m scripts.agree_lm_eval $(MODEL) --data-dir $(DATA)
+
+# One, ten and sixteen users of a model of depth 12; fails where the first token of an idle server
+# comes after 200 ms.
+bench-serve: setup
+	@$(BIN)/nanochat bench serve --depth 12 --users 1,10,16 --engine --max-ttft-ms 200 $(ARGS)
 
 # Three JSON lines: checkpoints (--folder DIR takes the disk that is meant), a server, large texts.
 soak: dev

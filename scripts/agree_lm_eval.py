@@ -1,5 +1,5 @@
 """The same questions, asked by us and by lm-evaluation-harness.   in: a model, tasks of choices
-out: how far log-likelihoods and accuracies lie apart   who calls: make bench, tests/evals
+out: how far log-likelihoods and accuracies lie apart   who calls: make bench-eval, tests/evals
 
 The harness asks our server (`local-completions`: echo, logprobs, prompts as tokens) and reads its
 questions from files that are written here; ours are asked of the engine directly, by the runner.

@@ -1,5 +1,5 @@
 """What a sandboxed program costs.   in: how many   out: one JSON line
-who calls: by hand, tests/common/test_sandbox_inside.py
+who calls: make bench-eval, tests/common/test_sandbox_inside.py
 
     run    a program that does nothing, from its text to its outcome
     check  the same with one test in a process of its own, as HumanEval is judged

@@ -1,9 +1,9 @@
 """How fast CORE is, beside karpathy/nanochat's own loop.   in: a checkpoint of theirs, the data
-out: one JSON object   who calls: whoever types `python -m nanochat.bench.core BASE DATA PEER`
+out: one JSON object   who calls: make bench-eval, or `python -m nanochat.bench.core BASE DATA PEER`
 
 Both sides read, shuffle, render, encode and score the same examples of the same tasks on this CPU
-in float32, weights loaded before the clock starts; the peer runs in a process of its own, between
-two passes of ours, of which the better counts.  Accuracies have to be equal.
+in float32, weights loaded before the clock starts.  They take turns, three passes each, the peer in
+a process of its own; medians are compared, and accuracies have to be equal.
 Read next: peer_core.py; evals/runner.py (what is measured).
 """
 
@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ import torch
 
 from nanochat.bench.peer import peer_figures
 from nanochat.checkpoint.resolve import load
-from nanochat.common.errors import EvalError
+from nanochat.common.errors import DataError, EvalError
 from nanochat.engine.engine import Engine
 from nanochat.evals.core import CORE_TABLE, CORE_TASKS
 from nanochat.evals.data import DataFiles
@@ -46,16 +47,23 @@ class CoreBench:
     """Which tasks; none: all whose data is there."""
     num_threads: int | None = None
     """None: what PyTorch takes."""
+    num_passes: int = 3
+    """Of each side."""
 
 
 def bench_core(bench: CoreBench) -> dict[str, Any]:
-    """Seconds of both sides, by the clock and of all processors, and their ratios.
+    """Seconds of both sides, by the clock and of all processors: medians, and their ratios.
 
-    Raises: EvalError where the accuracies differ; PeerFailed.
+    Raises: EvalError where the accuracies differ; DataError without a checkpoint; PeerFailed.
     """
     if bench.num_threads is not None:
         torch.set_num_threads(bench.num_threads)
-    checkpoint = next((bench.base / "base_checkpoints").glob("*/model_*.pt"))
+    checkpoint = next((bench.base / "base_checkpoints").glob("*/model_*.pt"), None)
+    if checkpoint is None:
+        raise DataError(
+            f"{bench.base} has no base_checkpoints/*/model_*.pt: expected a base directory of "
+            "karpathy/nanochat's"
+        )
     files = DataFiles([bench.data_dir])
     entries = [e for e in CORE_TABLE if not bench.labels or e.label in bench.labels]
     paths = {}
@@ -63,23 +71,31 @@ def bench_core(bench: CoreBench) -> dict[str, Any]:
         path = f"eval_bundle/eval_data/{entry.path}.jsonl"
         if any((bench.data_dir / f"{path}{suffix}").is_file() for suffix in ("", ".gz")):
             paths[entry.label] = files.find(path)
-    passes = [_ours(bench, checkpoint.parent, set(paths))]
-    result: dict[str, Any] = {"limit": bench.limit, "tasks": len(paths)}
-    if bench.peer is not None:
-        theirs = _theirs(bench, checkpoint, paths)
-        passes.append(_ours(bench, checkpoint.parent, set(paths)))
-        for label, accuracy in theirs["accuracy"].items():
-            if abs(accuracy - passes[0]["accuracy"][label]) > 1e-6:
-                raise EvalError(
-                    f"{label}: {passes[0]['accuracy'][label]} against {accuracy} of the peer, "
-                    "expected the same"
-                )
-        result |= {"peer_seconds": theirs["seconds"], "peer_cpu_seconds": theirs["cpu_seconds"]}
-    for name in ("seconds", "cpu_seconds"):
-        result[name] = min(each[name] for each in passes)
+    ours, theirs = [], []
+    for _ in range(bench.num_passes):
+        ours.append(_ours(bench, checkpoint.parent, set(paths)))
         if bench.peer is not None:
+            theirs.append(_theirs(bench, checkpoint, paths))
+            _check_alike(ours[-1]["accuracy"], theirs[-1]["accuracy"])
+    result: dict[str, float] = {
+        "limit": bench.limit,
+        "tasks": len(paths),
+        "passes": bench.num_passes,
+    }
+    for name in ("seconds", "cpu_seconds"):
+        result[name] = statistics.median(each[name] for each in ours)
+        if theirs:
+            result[f"peer_{name}"] = statistics.median(each[name] for each in theirs)
             result[f"ratio_of_{name}"] = result[f"peer_{name}"] / result[name]
     return result
+
+
+def _check_alike(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    for label, accuracy in theirs.items():
+        if abs(accuracy - ours[label]) > 1e-6:
+            raise EvalError(
+                f"{label}: {ours[label]} against {accuracy} of the peer, expected the same"
+            )
 
 
 def _ours(bench: CoreBench, checkpoint: Path, labels: set[str]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""What files of the evaluation bundle are known by.   in: nothing   out: names -> SHA-256
+"""What downloaded files are known by.   in: the name of a file   out: SHA-256, or git's name for it
 who calls: download.py   (imports no torch)
 
-Of the files as they lie in karpathy/nanochat's eval_bundle.zip, not packed.  hellaswag and coqa are
-missing here: nobody has stated theirs.
+Of the files as they lie in karpathy/nanochat's eval_bundle.zip, not packed, and of the words.
+Where only the name that git gives a content is known, that is compared: a SHA-1 over its length and
+itself.  coqa is missing here, since nobody has stated its sum: what was loaded is compared with the
+zip's own checksum, and every result carries the SHA-256 of what it read.
 """
 
+import hashlib
 from collections.abc import Mapping
 
-__all__ = ["KNOWN_SHA256"]
+__all__ = ["KNOWN_BLOBS", "KNOWN_SHA256", "FileSum"]
 
 _CORE = """
 9ffd73480b51746c11627e56239f8b87035eb255cb92c3a58fd64e2e4b65fb56 agi_eval_lsat_ar
@@ -35,3 +38,28 @@ KNOWN_SHA256: Mapping[str, str] = {
     f"{name}.jsonl": digest for digest, name in (line.split() for line in _CORE.split("\n") if line)
 }
 """By the file's own name; the folders of the bundle share none."""
+
+KNOWN_BLOBS: Mapping[str, str] = {
+    "hellaswag.jsonl": "448321079fdc140bd8566b16b24eda9ceacd3501",
+    "words_alpha.txt": "d3a119e7ce57d068c3f3c9cbd694fc2ff14571ab",  # at the commit of WORDS_URL
+}
+"""By the file's own name: what git calls this content."""
+
+
+class FileSum:
+    """The sum a file is known by, of pieces as they come."""
+
+    def __init__(self, name: str, num_bytes: int) -> None:
+        self._known = KNOWN_SHA256.get(name) or KNOWN_BLOBS.get(name)
+        self._digest = hashlib.sha256()
+        if name in KNOWN_BLOBS:
+            self._digest = hashlib.sha1(b"blob %d\0" % num_bytes, usedforsecurity=False)
+
+    def update(self, piece: bytes) -> None:
+        """The next piece of the file."""
+        self._digest.update(piece)
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the file is known, and this is another one."""
+        return self._known is not None and self._digest.hexdigest() != self._known

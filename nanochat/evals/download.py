@@ -6,12 +6,11 @@ The three places karpathy/nanochat loads from, and no other; a mirror stands for
     mmlu/ arc/ gsm8k/ humaneval/  Parquet files of the Hugging Face Hub, rewritten as JSONL
     spellingbee/words_alpha.txt   a list of words
 
-Files of the bundle are compared with the SHA-256 they are known by, beside what the house's
-downloader compares.
+Files of the bundle and the words are compared with the sums they are known by, beside what the
+house's downloader compares.
 Read next: data.py (who asks), checksums.py, common/download.py (how).
 """
 
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field
@@ -27,11 +26,13 @@ from nanochat.common.files import (
     write_json_atomically,
 )
 from nanochat.corpus.catalog import BUNDLE_URL
-from nanochat.evals.checksums import KNOWN_SHA256
+from nanochat.evals.checksums import FileSum
 
 __all__ = ["WORDS_URL", "Downloader"]
 
-WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt"
+# The newest commit in November 2026; karpathy/nanochat takes whatever the branch holds on that day.
+WORDS_COMMIT = "20f5cc9b3f0ccc8ce45d814c532b7c2031bba31c"
+WORDS_URL = f"https://raw.githubusercontent.com/dwyl/english-words/{WORDS_COMMIT}/words_alpha.txt"
 CHUNK_BYTES = 1 << 20
 
 HUB_FILES = {
@@ -104,6 +105,7 @@ class Downloader:
             self._load_rows(source, target)
         else:
             self._file(source, target)
+            _check(target)
         told = self.folder / "downloads" / f"{path.replace('/', '--')}.json"
         if target.is_file():
             write_json_atomically(told, {"from": source, "sha256": sha256_of_file(target)})
@@ -138,10 +140,22 @@ def _unpack(archive: Path, folder: Path) -> None:
             if member.is_dir() or not name.startswith("eval_bundle/") or ".." in parts:
                 continue
             with packed.open(member) as source, open_atomically(folder / name) as target:
-                digest = hashlib.sha256()
+                found = FileSum(Path(name).name, member.file_size)
                 while chunk := source.read(CHUNK_BYTES):
-                    digest.update(chunk)
+                    found.update(chunk)
                     target.write(chunk)
-                known = KNOWN_SHA256.get(Path(name).name)
-                if known and digest.hexdigest() != known:
+                if found.is_other:
                     raise ValueError(f"{name} in the bundle is not the file it is known as")
+
+
+def _check(path: Path) -> None:
+    """Nothing, where a file is the one it is known as; another one is removed.
+
+    Raises: ValueError.
+    """
+    content = path.read_bytes()
+    found = FileSum(path.name, len(content))
+    found.update(content)
+    if found.is_other:
+        path.unlink()
+        raise ValueError(f"{path.name} is not the file it is known as")

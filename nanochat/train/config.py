@@ -60,7 +60,8 @@ class StageConfig(CommonOptions):
     eval_tokens: int = 262_144
     """Tokens of validation text."""
     eval_tasks: tuple[str, ...] = ()
-    """Tasks of nanochat eval to run with each validation: names, globs, core, chatcore."""
+    """Tasks of nanochat eval to run with each validation: names, globs, core, chatcore, or files of
+    your own, .toml and .py. Their data is looked for, and loaded, before the first step."""
     eval_limit: int | None = 500
     """Questions of each of them. None: all."""
     eval_data: Path | None = None

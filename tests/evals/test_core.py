@@ -1,5 +1,6 @@
 """CORE: prompts by hand, drawn examples, names of composites, and karpathy/nanochat's verdicts."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, me
     path.write_text('{"query": "a", "choices": ["b"], "gold": 0}\n' + line + "\n")
     with pytest.raises(DataError, match=message):
         load_samples(BY_NAME["copa"], tmp_path)
+
+
+@pytest.mark.req("FR-037")
+def test_the_table_is_what_the_bundle_says(shared_dir: Path) -> None:
+    bundle = shared_dir / "data/eval/eval_bundle"
+    found = []
+    for block in (bundle / "core.yaml").read_text().split("\n-\n")[1:]:
+        words = dict(line.strip().split(": ", 1) for line in block.strip().splitlines())
+        delimiter = json.loads(words.get("continuation_delimiter", '" "'))
+        [num_shots] = json.loads(words["num_fewshot"])
+        path = words["dataset_uri"].removesuffix(".jsonl")
+        found.append((words["label"], words["icl_task_type"], num_shots, delimiter, path))
+    assert found == [(e.label, e.kind, e.num_shots, e.delimiter, e.path) for e in CORE_TABLE]
+    with (bundle / "eval_meta_data.csv").open(newline="") as file:
+        baselines = {row["Eval Task"]: row["Random baseline"] for row in csv.DictReader(file)}
+    for entry in CORE_TABLE:
+        assert entry.baseline_percent == float(baselines[entry.label]), entry.label
 
 
 # ---------------------------------------------------------------------------------- composites

@@ -15,7 +15,8 @@ from nanochat.common.download import DownloadOptions
 from nanochat.common.env import hub_url
 from nanochat.common.errors import DataError
 from nanochat.corpus.catalog import BUNDLE_URL
-from nanochat.evals.checksums import KNOWN_SHA256
+from nanochat.evals import checksums
+from nanochat.evals.checksums import KNOWN_BLOBS, KNOWN_SHA256
 from nanochat.evals.data import DataFiles
 from nanochat.evals.download import WORDS_URL, Downloader
 from tests.download_server import Served, Server, serving
@@ -77,6 +78,26 @@ def test_a_file_of_the_bundle_that_is_not_what_it_is_known_as_is_refused(
     with pytest.raises(DataError, match="not the file it is known as"):
         Downloader(tmp_path, server.url)(copa)
     assert not (tmp_path / copa).exists()
+
+
+@pytest.mark.req("FR-042")
+def test_words_and_hellaswag_are_known_by_what_git_calls_them(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, hellaswag = "spellingbee/words_alpha.txt", "hellaswag.jsonl"
+    assert {"words_alpha.txt", hellaswag} == set(KNOWN_BLOBS)
+    server.files["/words_alpha.txt"] = Served(b"apple\n")
+    path = f"eval_bundle/eval_data/language_understanding/{hellaswag}"
+    server.files["/eval_bundle.zip"] = Served(packed({path: b"{}\n"}))
+    for name in (words, path):
+        with pytest.raises(DataError, match="is not the file it is known as"):
+            Downloader(tmp_path / "a", server.url)(name)
+        assert not (tmp_path / "a" / name).exists()
+    # printf 'apple\\n' | git hash-object --stdin
+    monkeypatch.setattr(
+        checksums, "KNOWN_BLOBS", {"words_alpha.txt": "4c479defff9a675f4fa1a8867096d90733e9b769"}
+    )
+    assert Downloader(tmp_path / "b", server.url)(words).read_bytes() == b"apple\n"
 
 
 @pytest.mark.req("FR-041")

@@ -163,6 +163,26 @@ def test_dev_as_root_on_debian_installs_one(machine: Machine) -> None:
     assert "playwright" not in machine.diary()
 
 
+def test_dev_as_root_on_debian_installs_bubblewrap_for_the_tests_of_the_sandbox(
+    machine: Machine,
+) -> None:
+    machine.program("uname", "echo Linux")
+    assert (
+        "no bubblewrap, so the tests of that sandbox will be skipped" in machine.setup("dev").stdout
+    )
+    (machine.root / "checkout" / ".venv" / "setup.stamp").unlink()
+    machine.program("id", "echo 0")
+    machine.program(
+        "apt-get",
+        'echo "apt-get $*" >>"$STATE/diary"; for last; do :; done\n'
+        '[ "$last" != bubblewrap ] || cp "$0" "${0%/*}/bwrap"',
+    )
+    done = machine.setup("dev")
+    assert done.returncode == 0, done.stderr
+    assert "apt-get install -y --no-install-recommends bubblewrap\n" in machine.diary()
+    assert "no bubblewrap" not in done.stdout
+
+
 def test_dev_lets_playwright_download_one_or_says_what_is_skipped(machine: Machine) -> None:
     without = machine.setup("dev")
     assert without.returncode == 0
