@@ -45,12 +45,11 @@ from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.files import read_json, write_json_atomically
 from nanochat.common.pool import Executor
 from nanochat.corpus.documents import TEXT_FORMATS, Document, split_documents
-from nanochat.corpus.files import find_files_with
 from nanochat.corpus.pieces import Piece, cut_pieces
 from nanochat.corpus.places import find_places
 from nanochat.corpus.prepare.clean import CleanRules
-from nanochat.corpus.prepare.contamination import FORMATS as ENTRY_FORMATS
 from nanochat.corpus.prepare.contamination import EvaluationSets
+from nanochat.corpus.prepare.entry_files import entry_files
 from nanochat.corpus.prepare.near import NUM_BINS, band_rows
 from nanochat.corpus.split import Split, SplitRule
 from nanochat.tokenizer.load import load_tokenizer
@@ -191,6 +190,7 @@ class _Preparation:
             facts=each,
             tokenizer=tokenizer,
             evaluation=EvaluationSets.load(entries) if entries else None,
+            evaluation_left_out=entry_files(self._settings.evaluation).left_out,
             removes_contaminated=self._settings.removes_contaminated,
             threshold=self._settings.threshold,
             duplicates=self._settings.duplicates,
@@ -336,9 +336,7 @@ def _files(split: Split[Document]) -> list[Path]:
 
 def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, Any]:
     """What decides the result, as JSON; the files by size and time, which cost nothing."""
-    entry_files = [
-        path for folder in settings.evaluation for path in find_files_with(ENTRY_FORMATS, folder)
-    ]
+    entries = entry_files(settings.evaluation).paths
     tokenizer = f"learnt, {settings.vocab_size} tokens"
     if settings.tokenizer is not None:
         tokenizer = load_tokenizer(settings.tokenizer).content_hash
@@ -352,7 +350,7 @@ def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, An
         "tokenizer": tokenizer,
         "held_out": split.rule,
         "files": [_state_of(path) for path in _files(split)],
-        "evaluation": [_state_of(path) for path in entry_files],
+        "evaluation": [_state_of(path) for path in entries],
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain

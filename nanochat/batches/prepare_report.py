@@ -39,6 +39,8 @@ class CorpusFacts:
     facts: Sequence[PieceFacts]
     tokenizer: Tokenizer
     evaluation: EvaluationSets | None
+    evaluation_left_out: tuple[str, ...]
+    """Files beside them that were not compared with."""
     removes_contaminated: bool
     threshold: float
     duplicates: str
@@ -133,6 +135,10 @@ def _evaluation_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
         )
     if len(found) > EVALUATION_FILES_SHOWN:
         yield f"  and {len(found) - EVALUATION_FILES_SHOWN} more files, in report.json"
+    if left_out := evaluation.get("left_out"):  # older reports do not say
+        more = ", ..." if len(left_out) > EVALUATION_FILES_SHOWN else ""
+        names = ", ".join(left_out[:EVALUATION_FILES_SHOWN]) + more
+        yield f"  not compared with: {len(left_out):,} files for training or of downloads ({names})"
 
 
 def _example_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -152,8 +158,8 @@ def _evaluation(corpus: CorpusFacts, pieces: Pieces, removal: Removal) -> dict[s
     sets = corpus.evaluation
     if sets is None:
         return {
-            "files": [], "entries": 0, "entries_found": 0, "documents": 0, "is_removed": False,
-            "examples": [],
+            "files": [], "left_out": [], "entries": 0, "entries_found": 0, "documents": 0,
+            "is_removed": False, "examples": [],
         }  # fmt: skip
     file_of = sets.file_of(np.arange(sets.num_entries))
     is_found = np.zeros(sets.num_entries, bool)
@@ -179,6 +185,7 @@ def _evaluation(corpus: CorpusFacts, pieces: Pieces, removal: Removal) -> dict[s
             }
             for number, name in enumerate(sets.files)
         ],
+        "left_out": list(corpus.evaluation_left_out),
         "entries": sets.num_entries,
         "entries_found": int(is_found.sum()),
         "documents": removal.num_contaminated,

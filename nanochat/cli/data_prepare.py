@@ -122,9 +122,10 @@ def _settings(config: Config) -> "PrepareSettings":
     from nanochat.batches.prepare import PrepareSettings
     from nanochat.common.files import home_dir
     from nanochat.corpus.prepare.clean import CleanRules
+    from nanochat.corpus.prepare.entry_files import has_entry_files
 
     evaluation = config.decontaminate
-    if not evaluation and (folder := home_dir(config.home) / "data" / "eval").is_dir():
+    if not evaluation and has_entry_files(folder := home_dir(config.home) / "data" / "eval"):
         evaluation = (folder,)
     return PrepareSettings(
         data=config.data,

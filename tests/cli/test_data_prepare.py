@@ -100,6 +100,19 @@ def test_it_goes_under_the_home_and_finds_evaluation_sets_there(
     assert found["report"]["evaluation"]["documents"] == 1
 
 
+def test_a_home_that_evaluates_spelling_only_is_no_reason_to_refuse(
+    corpus: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`nanochat eval --tasks spellingbee` leaves a list of words there, which has no questions."""
+    folder = home / "data" / "eval" / "spellingbee"
+    folder.mkdir(parents=True)
+    (folder / "words_alpha.txt").write_text("abc\nabd\n")
+    (folder.parent / ".lock").touch()
+    files = [str(corpus / "a.jsonl"), "--tokenizer", str(corpus / "bytes.tokenizer")]
+    assert main(["data", "prepare", *files, "--name", "mine", "--workers", "1", "--json"]) == 0
+    assert result(capsys)["report"]["evaluation"]["files"] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"), [({"data": ()}, "no data was named"), ({"workers": 0}, "workers is 0")]
 )

@@ -8,6 +8,7 @@ import pytest
 
 from nanochat.common.errors import DataError
 from nanochat.corpus.prepare.contamination import EvaluationSets
+from nanochat.corpus.prepare.entry_files import entry_files, has_entry_files
 from nanochat.corpus.prepare.words import words_of
 
 pytestmark = pytest.mark.req("FR-032", "EC-9")
@@ -46,6 +47,35 @@ def test_entries_are_strings_of_eight_words(folder: Path) -> None:
     assert sets.files == ("passages.csv", "sub/quiz.jsonl")
     assert sets.num_entries == 5
     assert sets.file_of(np.arange(5)).tolist() == [0, 1, 1, 1, 1]
+
+
+def test_what_is_left_out_is_a_word_of_the_name_and_is_told(folder: Path) -> None:
+    row = json.dumps({"text": LONG}) + "\n"
+    for name in ("constrained_qa.jsonl", "arc-Train.jsonl", "training.jsonl"):
+        (folder / name).write_text(row)
+    (folder / "downloads").mkdir()
+    (folder / "downloads" / "gsm8k--test.jsonl.json").write_text(json.dumps({"url": LONG}))
+    (folder / ".lock").touch()
+    files = entry_files([folder])
+    assert files.names == (
+        "constrained_qa.jsonl", "passages.csv", "sub/quiz.jsonl", "training.jsonl",
+    )  # fmt: skip
+    assert files.left_out == (
+        "arc-Train.jsonl", "downloads/gsm8k--test.jsonl.json", "train.jsonl",
+    )  # fmt: skip
+    assert EvaluationSets.read([folder]).files == files.names
+    assert entry_files([folder / "train.jsonl"]).names == ("train.jsonl",)  # it was named itself
+
+
+def test_a_folder_without_evaluation_sets_is_known_as_one(tmp_path: Path) -> None:
+    assert not has_entry_files(tmp_path / "nowhere")
+    (tmp_path / "spellingbee").mkdir()
+    (tmp_path / "spellingbee" / "words_alpha.txt").write_text("a\nab\n")
+    (tmp_path / ".lock").touch()
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    assert not has_entry_files(tmp_path)
+    (tmp_path / "quiz.jsonl").write_text("{}\n")
+    assert has_entry_files(tmp_path)
 
 
 def test_words_are_found_whatever_their_dress(folder: Path) -> None:

@@ -4,9 +4,8 @@ who calls: batches/prepare.py (builds), batches/prepare_piece.py (asks)
 Every string of eight words or more in every record is an entry: a question, a passage, a choice.
 A text has an entry's words if it has 13 of them in a row (as in GPT-3's check), or all of an entry
 of 8 to 12; words are those of words.py, so case, punctuation and line breaks do not matter.
-Files with `train` in their names are left out: they are there to be learnt from.
 Source: Brown et al., arXiv:2005.14165, appendix C (N of 8 to 13 words).
-Read next: words.py, docs/data.md (what is reported, what is removed).
+Read next: entry_files.py (which files), words.py, docs/data.md (what is reported, what is removed).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,8 @@ import numpy.typing as npt
 
 from nanochat.common.errors import DataError
 from nanochat.common.files import read_json, write_json_atomically
-from nanochat.corpus.files import find_files_with, read_records
+from nanochat.corpus.files import read_records
+from nanochat.corpus.prepare.entry_files import entry_files
 from nanochat.corpus.prepare.words import Hashes, Words, words_of
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
 LEAST_WORDS = 8
 LEAST_CHARS = 2 * LEAST_WORDS - 1  # of ASCII
 RUN_WORDS = 13
-FORMATS = ("lines", "json", "csv", "parquet", "arrow")
 TEXTS_AT_ONCE = 1024
 NPY_HEADER_BYTES = 128  # of an array without numbers, which cannot be mapped
 
@@ -69,21 +68,14 @@ class EvaluationSets:
         `over` reads the files: `map`, or that of a `common.pool.Executor`.
         Raises: DataError for a folder without such a file, and for what cannot be read.
         """
-        files: list[str] = []
-        paths: list[Path] = []
-        for folder in folders:
-            for path in find_files_with(FORMATS, folder):
-                name = str(path.relative_to(folder)) if folder.is_dir() else path.name
-                if "train" not in path.name:
-                    paths.append(path)
-                    files.append(name)
-        found = list(over(entries_of_file, paths))
+        files = entry_files(folders)
+        found = list(over(entries_of_file, files.paths))
         if not any(each.num_entries for each in found):
             places = ", ".join(map(str, folders))
             raise DataError(
                 f"{places}: no entry of {LEAST_WORDS} words or more, expected files of questions"
             )
-        return cls(files, _merged(found))
+        return cls(files.names, _merged(found))
 
     @classmethod
     def load(cls, directory: Path) -> "EvaluationSets":
