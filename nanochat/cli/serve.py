@@ -104,6 +104,12 @@ class Config(ChoiceOptions):
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.cache_entries < 0:
             raise ConfigError(f"cache_entries is {self.cache_entries}, expected at least 0")
+        for name in ("cache_bytes", "cache_ttl"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name):g}, expected more than 0: "
+                    "--cache-entries 0 is what keeps nothing"
+                )
 
 
 def run(config: Config) -> int:
@@ -112,17 +118,21 @@ def run(config: Config) -> int:
     Raises: CheckpointError for the model; ConfigError for a port that is taken, keys that cannot be
             read, and for none where others could ask.
     """
-    from nanochat.cli.http_server import reserve, serve_app
+    from nanochat.cli.http_server import answering, reserve, serve_app
+    from nanochat.server.loading import loading_app
     from nanochat.server.logs import set_up_logs
 
     config = replace(config, model=config.model or config.source, source="")
+    name = config.name or name_of(config.model)
     with reserve(config.host, config.port) as place:  # what is wrong is known before loading
         settings = settings_of(config, is_loopback=place.is_loopback)
-        with _engines(config) as model, set_up_logs(config.log_format):
-            name = config.name or name_of(config.model)
+        with contextlib.ExitStack() as stack:
+            with answering(loading_app(name), place):
+                model = stack.enter_context(_engines(config))
+                app = app_of(config, model, settings)
+            stack.enter_context(set_up_logs(config.log_format))
             if not model.is_chat:
                 notice(f"{name} is a base model: it has not been taught to answer")
-            app = app_of(config, model, settings)
             line = f"{name} answers at {place.url} (Ctrl-C stops)"
             if config.json:
                 line = json.dumps({"url": place.url, "model": name})

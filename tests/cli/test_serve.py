@@ -15,12 +15,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from nanochat.cli import http_server
-from nanochat.cli.http_server import reserve, serve_app
+from nanochat.cli import http_server, serve
+from nanochat.cli.http_server import answering, reserve, serve_app
 from nanochat.cli.main import main
 from nanochat.common.errors import ConfigError
 from nanochat.engine.load import EngineSpec
 from nanochat.engine.worker import EngineProcess, WorkerModel
+from nanochat.server.loading import loading_app
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 
@@ -124,7 +125,10 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--workers", "0"], "workers is 0, expected at least 1"),
         (["--num-workers", "0"], "workers is 0, expected at least 1"),
         (["--cache-entries", "-1"], "cache_entries is -1, expected at least 0"),
-        (["--max-queue", "-1", "--port", "0"], "max_queue is -1 and drain_s 30"),
+        (["--max-queue", "-1", "--port", "0"], "max_queue is -1: expected at least 0"),
+        (["--drain-s", "-2", "--port", "0"], "drain_s is -2: expected at least 0"),
+        (["--cache-bytes", "0"], "cache_bytes is 0, expected more than 0: --cache-entries 0"),
+        (["--cache-ttl", "0"], "cache_ttl is 0, expected more than 0: --cache-entries 0"),
         (["--source", "tiny"], "both MODEL and --source are given, expected one"),
         (["--api-key-file", "absent", "--port", "0"], "--api-key-file absent: No such file"),
         (["--host", "0.0.0.0", "--port", "0"], "would be asked for no key: pass --api-key-file"),
@@ -179,7 +183,11 @@ def test_with_keys_from_a_file_or_the_environment(
 
     monkeypatch.setenv("NANOCHAT_API_KEYS", "a-key-from-the-environment")
     used(home, ["tiny"], capsys, ask)
-    public = ["--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")]
+    keys = str(tmp_path / "keys")
+    (tmp_path / "umlaut").write_text("schlüssel-mit-umlaut\n", encoding="utf-8")
+    assert main(["serve", "tiny", "--api-key-file", str(tmp_path / "umlaut"), "--port", "0"]) == 2
+    assert "a key has characters beyond ASCII" in capsys.readouterr().err
+    public = ["--host", "0.0.0.0", "--api-key-file", keys]
     used(home, ["tiny", *public], capsys, ask)
     assert found == [401, 200, 200, 200, 401, 200]
 
@@ -249,11 +257,74 @@ def test_a_single_engine_may_have_a_process_of_its_own(
     assert (spec.worker, spec.num_workers) == (0, 1)
 
 
-def test_a_place_is_refused_until_it_is_served_and_free_afterwards() -> None:
+@pytest.mark.req("FR-054")
+def test_while_loading_everything_but_health_is_503_and_who_comes_then_is_served(
+    home: Path,
+    tiny_tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_model(home, tiny_tokenizer)
+    answers: dict[str, httpx.Response] = {}
+    urls: list[str] = []
+    really_answering, really_load = http_server.answering, serve.served_here
+
+    def answering(app: Any, place: Any) -> Any:
+        urls.append(place.url)
+        return really_answering(app, place)
+
+    def load(config: Any) -> Any:
+        assert capsys.readouterr().out == ""  # the line comes once it is ready
+        for path in ("/health", "/ready", "/", "/v1/models"):
+            answers[path] = httpx.get(urls[0] + path)
+        answers["POST"] = httpx.post(f"{urls[0]}/v1/chat/completions", json={"model": "tiny"})
+        return really_load(config)
+
+    monkeypatch.setattr(http_server, "answering", answering)
+    monkeypatch.setattr(serve, "served_here", load)
+    used(home, ["tiny"], capsys, lambda url: answers.update(after=httpx.get(f"{url}/ready")))
+    assert answers.pop("after").json() == {"status": "ready"}
+    health = answers.pop("/health")
+    assert (health.status_code, health.json()["ready"]) == (200, False)
+    assert answers["/ready"].json() == {"status": "loading"}
+    for path, answer in answers.items():
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
+        assert "content-security-policy" in answer.headers
+    assert answers["POST"].json()["error"]["code"] == "service_unavailable"
+
+
+def test_who_comes_between_loading_and_serving_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    app, found = FastAPI(), []
+
+    @app.get("/")
+    async def served() -> str:
+        return "served"
+
+    with reserve("127.0.0.1", 0) as place:
+        with answering(loading_app("tiny"), place):
+            assert httpx.get(place.url).status_code == 503
+        client = threading.Thread(target=lambda: found.append(httpx.get(place.url, timeout=60)))
+        client.start()
+
+        def end(line: str) -> None:
+            client.join()
+            end_with(signal.SIGTERM)
+
+        with once_ready(capsys, end):
+            serve_app(app, place, ready="here")
+    assert found[0].json() == "served"
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "absent", "--port", "0", "--home", str(home)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_is_free_afterwards() -> None:
     with reserve("localhost", 0) as place:
         assert place.url.startswith("http://localhost:")
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(place.url)
     with reserve("127.0.0.1", int(place.url.rpartition(":")[2])) as again:
         assert again.url.rpartition(":")[2] == place.url.rpartition(":")[2]
     with (
