@@ -74,7 +74,7 @@ def _request(
 ) -> EngineRequest:
     asked = body.max_tokens
     if asked is None:  # OpenAI's default, as far as there is room
-        asked = max(0, min(USUAL_MAX_TOKENS, serving.model.context_len - len(tokens)))
+        asked = max(1, min(USUAL_MAX_TOKENS, serving.model.context_len - len(tokens)))
     return EngineRequest(
         request_id=id,
         prompt_tokens=tuple(tokens),
@@ -85,8 +85,15 @@ def _request(
             logprobs=body.logprobs,
         ),
         num_samples=body.n or 1,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        prompt_logprobs=_prompt_logprobs(body, is_full=len(tokens) >= serving.model.context_len),
     )
+
+
+def _prompt_logprobs(body: CompletionRequest, *, is_full: bool) -> int | None:
+    """What an engine is to say of the prompt; one that fills the context it can only score."""
+    if is_full and body.max_tokens == 0:
+        return body.logprobs or 0
+    return body.logprobs if body.echo else None
 
 
 def _check(serving: Serving, prompt: Prompt) -> None:

@@ -65,6 +65,26 @@ def test_an_echoed_text_is_as_likely_as_the_engine_says(
     assert logprobs["text_offset"][-1] <= len(choice["text"])
 
 
+def test_a_prompt_that_fills_the_context_is_scored_and_not_continued(
+    client: TestClient, engine: Engine
+) -> None:
+    tokens = (engine.tokenizer.encode(TEXT) * CONTEXT_LEN)[:CONTEXT_LEN]
+    fields: dict[str, Any] = {"prompt": tokens, "echo": True, "logprobs": 1}
+    [choice] = post(client, **fields, max_tokens=0)["choices"]
+    want = engine.score([(tokens, 1)])[0].logprobs
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(want, abs=1e-4)
+    assert len(choice["logprobs"]["tokens"]) == CONTEXT_LEN
+    streamed = client.post(URL, json={"model": "tiny", **fields, "max_tokens": 0, "stream": True})
+    assert streamed.status_code == 200 and "context_length" not in streamed.text
+    refused = {"model": "tiny", **fields, "max_tokens": 1}
+    message = assert_error(client.post(URL, json=refused), 400, "context_length_exceeded", "prompt")
+    asked = f"you requested {CONTEXT_LEN + 1} tokens ({CONTEXT_LEN} in the prompt, 1 in the"
+    assert asked in message
+    longer = {"model": "tiny", **fields, "prompt": [*tokens, 1], "max_tokens": 0}
+    message = assert_error(client.post(URL, json=longer), 400, "context_length_exceeded", "prompt")
+    assert f"resulted in {CONTEXT_LEN + 1} tokens" in message
+
+
 @pytest.mark.req("FR-037")
 def test_a_harness_scores_continuations(client: TestClient, engine: Engine) -> None:
     """As lm-evaluation-harness asks: lists of tokens, one token more than wanted, the first and
