@@ -30,7 +30,7 @@ from nanochat.bench.serve import ServeBench, bench_serve, serving
 from nanochat.model.config import GPTConfig
 from scripts import soak_clients
 
-__all__ = ["clients", "crowd", "fuzz", "main"]
+__all__ = ["clients", "crowd", "fuzz", "main", "verdict"]
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_FAIRNESS = 0.5
@@ -77,10 +77,18 @@ def clients(
 
 def fuzz(tests: str = "tests/server") -> dict[str, Any]:
     """Whether the slow tests of the server pass, and pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1]
-    return {"pytest": last, "ok": done.returncode == 0}
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "slow", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, tests], cwd=ROOT, capture_output=True, text=True, check=False)
+    return verdict(done)
+
+
+def verdict(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    """What pytest found; what it skipped has not been shown, so that it fails here."""
+    lines = done.stdout.strip().splitlines()
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
+    last = (lines or done.stderr.strip().splitlines() or [""])[-1]
+    found = {"pytest": last, "ok": done.returncode == 0 and not skipped}
+    return {**found, "skipped": skipped} if skipped else found
 
 
 def main(argv: list[str] | None = None) -> int:

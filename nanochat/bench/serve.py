@@ -61,6 +61,8 @@ class ServeBench:
     device: str | None = None
     is_beside_engine: bool = False
     """Whether the engine alone is measured too."""
+    max_ttft_ms: float | None = None
+    """The longest that a single user may wait for a first token, in the median. None: any time."""
     ignores_eos: bool = False
     """Whether answers go on past their natural end."""
     server_flags: tuple[str, ...] = ()
@@ -87,7 +89,8 @@ class Served:
 
 
 def bench_serve(bench: ServeBench) -> dict[str, Any]:
-    """`rows` of ours, one for each number of users, `engine`, `peers`, and their ratios.
+    """`rows` of ours, one for each number of users, `engine`, `peers`, their ratios, and `idle`:
+    whether a single user's first token came in time.
 
     Raises: EngineError if a server does not start, or answers with nothing but errors.
     """
@@ -277,9 +280,23 @@ def _result(
         "seed": workload.seed,
         "warmup_s": bench.load.warmup_s,
         "rows": rows,
+        "idle": _idle(bench, rows),
         "engine": engine,
         "peers": peers,
         "ratios": {name: _ratios(rows, theirs) for name, theirs in peers.items()},
+    }
+
+
+def _idle(bench: ServeBench, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The first token of who finds the server idle; None: no limit was given."""
+    if bench.max_ttft_ms is None:
+        return None
+    ttft_ms = next((row["ttft_ms"] for row in rows if row["users"] == 1), None)
+    median_ms = float("inf") if ttft_ms is None else ttft_ms["p50"]
+    return {
+        "ttft_ms": median_ms,
+        "limit_ms": bench.max_ttft_ms,
+        "ok": median_ms <= bench.max_ttft_ms,
     }
 
 

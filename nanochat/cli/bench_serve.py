@@ -56,6 +56,9 @@ class Config(CommonOptions):
     """Length of answers, in the same forms."""
     slo: str | None = None
     """What counts for goodput, in milliseconds: "ttft:200 tpot:50 e2el:5000", any of them."""
+    max_ttft_ms: float | None = None
+    """The longest that a single user, who finds the server idle, may wait for a first token, in the
+    median; more is a failure, exit code 1. Needs a 1 among the users."""
     stall_s: float = 2.0
     """A silence in the middle of an answer that is longer than this is a stall."""
     ignore_eos: bool = False
@@ -80,6 +83,11 @@ class Config(CommonOptions):
                 raise ConfigError(f"url goes without {', '.join(given)}: give one or the other")
         if self.rate is not None and self.engine:
             raise ConfigError("engine goes with users, not with a rate")
+        if self.max_ttft_ms is not None and 1 not in self.counts():
+            raise ConfigError(
+                f"max_ttft_ms is about a single user, but users is {self.users!r}: add 1 to them, "
+                "and give no rate"
+            )
         self.load()
         self._check_numbers()
         self._check_paths()
@@ -127,6 +135,7 @@ class Config(CommonOptions):
                 ("seconds", self.seconds, 0, True),
                 ("warmup_s", self.warmup_s, 0, False),
                 ("stall_s", self.stall_s, 0, True),
+                ("max_ttft_ms", 1.0 if self.max_ttft_ms is None else self.max_ttft_ms, 0, True),
                 ("rate", 1.0 if self.rate is None else self.rate, 0, True),
             )
             if not (value > least or (value == least and not is_open))
@@ -149,7 +158,8 @@ class Config(CommonOptions):
 
 
 def run(config: Config) -> int:
-    """0 once everything is measured; 1 if any request of ours failed, or none was answered."""
+    """0 once everything is measured; 1 if any request of ours failed, none was answered, or the
+    first token of a single user came late."""
     from nanochat.bench.serve import ServeBench, bench_serve
 
     peer = config.peer_nanochat
@@ -166,6 +176,7 @@ def run(config: Config) -> int:
             format=config.dtype,
             device=config.device,
             is_beside_engine=config.engine,
+            max_ttft_ms=config.max_ttft_ms,
             ignores_eos=config.ignore_eos,
             llama_server=config.peer_llama_server,
             peer_nanochat=peer.resolve() if peer is not None else None,
@@ -177,11 +188,12 @@ def run(config: Config) -> int:
         print(json.dumps(result))
     else:
         _print(result)
-    return int(any(row["num_success"] < max(1, row["num_requests"]) for row in result["rows"]))
+    is_complete = all(row["num_success"] >= max(1, row["num_requests"]) for row in result["rows"])
+    return int(not is_complete or (result["idle"] is not None and not result["idle"]["ok"]))
 
 
 def _print(result: dict[str, object]) -> None:
-    rows, peers, ratios = result["rows"], result["peers"], result["ratios"]
+    rows, peers, ratios, idle = (result[name] for name in ("rows", "peers", "ratios", "idle"))
     assert isinstance(rows, list) and isinstance(peers, dict) and isinstance(ratios, dict)
     print(f"{result['model']} in {result['dtype']} on {result['machine']}")
     for row in rows:
@@ -195,3 +207,8 @@ def _print(result: dict[str, object]) -> None:
         for row in theirs:
             print(table(row, name))
         print(f"ours over {name}: " + ", ".join(f"{ratio:.2f}" for ratio in ratios[name] if ratio))
+    if isinstance(idle, dict):
+        print(
+            f"an idle server's first token: {idle['ttft_ms']:.0f} ms, expected at most "
+            f"{idle['limit_ms']:g}: {'yes' if idle['ok'] else 'NO'}"
+        )

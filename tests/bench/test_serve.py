@@ -170,6 +170,10 @@ def test_a_server_that_runs_already(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(argv) == 0
         printed = capsys.readouterr().out
         assert "Request rate configured (RPS):" in printed and "Mean TTFT (ms):" in printed
+        idle = ["bench", "serve", "--url", url, *SMALL, "--users", "1", "--max-ttft-ms"]
+        for limit_ms, code, word in (("60000", 0, "yes"), ("0.001", 1, "NO")):
+            assert main([*idle, limit_ms]) == code
+            assert f"expected at most {limit_ms}: {word}" in capsys.readouterr().out
     assert main(argv) == 2
     assert "is a server there?" in capsys.readouterr().err
 
@@ -296,6 +300,9 @@ def test_what_cannot_be_measured_is_refused(
         ({"url": "host"}, "expected http://host:port"),
         ({"url": url, "model": "d4", "engine": True}, "url goes without model, engine"),
         ({"rate": 2.0, "engine": True}, "engine goes with users"),
+        ({"max_ttft_ms": 200.0, "users": "4,16"}, "max_ttft_ms is about a single user"),
+        ({"max_ttft_ms": 200.0, "rate": 2.0}, "max_ttft_ms is about a single user"),
+        ({"max_ttft_ms": 0.0, "users": "1"}, "max_ttft_ms is 0, expected more than 0"),
         ({"rate": 0.0}, "rate is 0, expected more than 0"),
         ({"users": "1,x"}, "expected numbers from 1 on"),
         ({"users": "0"}, "expected numbers from 1 on"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from nanochat.server.deadlines import Deadlines, connection_type
 from nanochat.server.settings import ServerSettings
 from nanochat.tokenizer.tokenizer import Tokenizer
 from scripts import soak_clients as soak
+from scripts.soak_serve import verdict
 from tests.engine.conftest import CONTEXT_LEN, random_model
 from tests.server.test_deadlines import serving
 
@@ -56,3 +58,13 @@ def test_the_script_says_what_it_found(url: str, capsys: pytest.CaptureFixture[s
     found = json.loads(capsys.readouterr().out)
     assert found["aborted"]["ok"] and found["slow"]["clients"] == 4
     assert soak.main([*argv[:2], "--model", "other", *argv[4:], "--deadline-s", "5"]) == 1
+
+
+def test_what_is_skipped_has_not_been_shown() -> None:
+    passed = subprocess.CompletedProcess([], 0, ".\n1 passed in 2.00s\n", "")
+    assert verdict(passed) == {"pytest": "1 passed in 2.00s", "ok": True}
+    reason = "SKIPPED [1] test_clients.py:110: litellm cannot be installed"
+    skipped = subprocess.CompletedProcess([], 0, f"s\n{reason}\n1 skipped in 2.00s\n", "")
+    found = verdict(skipped)
+    assert found == {"pytest": "1 skipped in 2.00s", "ok": False, "skipped": [reason]}
+    assert not verdict(subprocess.CompletedProcess([], 4, "", "no such file\n"))["ok"]
