@@ -10,10 +10,11 @@ back when the engine says that it has ended, whatever has become of the client m
 Read next: pool.py or engine/engine.py (behind it), cache.py (in front of it).
 """
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nanochat.common.errors import Aborted, DeadlineExceeded, Overloaded, Unavailable
@@ -43,6 +44,7 @@ class Admission:
         self._engine, self._clock = engine, clock
         self._lock = threading.Condition()  # guards what follows
         self._jobs: dict[str, _Job] = {}
+        self._bodies: dict[str, _Body] = {}  # of requests that are just being asked, by their id
         self._is_draining = False
         self._watch: threading.Thread | None = None
         self._usual_s = 1.0  # how long an answer takes
@@ -56,7 +58,12 @@ class Admission:
         """
         job = _Job(self, request, deliver, self._clock())
         with self._lock:
-            self._check(request.num_samples)
+            body = self._bodies.get(request.request_id)
+            if body is None:
+                self._check(request.num_samples)
+            elif not body.is_let_in:
+                self._check(body.num_answers)
+                body.is_let_in = True
             self._jobs[request.request_id] = job
             if self._watch is None:
                 self._watch = threading.Thread(
@@ -71,6 +78,20 @@ class Admission:
                 self.metrics.rejected("unavailable")
             raise
         self.metrics.submitted(request)
+
+    @contextlib.contextmanager
+    def together(self, requests: Sequence[Request]) -> Iterator[None]:
+        """While requests of one body are asked one after the other: the first that comes needs
+        room for all of them, and lets the others in."""
+        body = _Body(sum(request.num_samples for request in requests))
+        with self._lock:
+            self._bodies.update((request.request_id, body) for request in requests)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for request in requests:
+                    del self._bodies[request.request_id]
 
     def cancel(self, request_id: str, /) -> None:
         """As an engine's."""
@@ -198,6 +219,14 @@ class Admission:
             )
             self.metrics.error("DeadlineExceeded")
         self._end(job, error)
+
+
+@dataclass(slots=True)
+class _Body:
+    """Requests that come together."""
+
+    num_answers: int
+    is_let_in: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -7,7 +7,8 @@ out: one door, the routes for operators, the middleware   who calls: app.py
 Read next: each of them, in that order: logs.py, limits.py, cache.py, admission.py, pool.py.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastapi import FastAPI
@@ -61,6 +62,10 @@ class Gate:
             return self.cache.submit(request, deliver, tenant=tenant, policy=policy)
         self.admission.submit(request, deliver)
         return CacheAnswer("BYPASS")
+
+    def together(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        """While requests of one body are asked: room for one is room for all."""
+        return self.admission.together(requests)
 
     def cancel(self, request_id: str, /) -> None:
         """As an engine's."""

@@ -31,6 +31,10 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["ServedModel", "Serving", "TextParam", "new_id"]
 
+MAX_ANSWER_SIZE = 2**19
+"""Tokens and log-probabilities that the answers to one body may have: about 120 bytes each, until
+the last is sent.  128 answers of 4,096 tokens, or 12 of 2,048 with 20 log-probabilities each."""
+
 TextParam = Literal["messages", "prompt"]
 """What a body calls its text."""
 
@@ -53,6 +57,8 @@ class ServedModel:
     """What tells its weights from others; empty if nothing does."""
     has_tools: bool = False
     """Whether it was taught to use the calculator."""
+    devices: tuple[str, ...] = ("cpu",)
+    """Of each engine."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -159,6 +165,7 @@ class Serving:
         """
         if await request.is_disconnected():  # after many have left, the next need not wait
             raise ClientLeft("the client went away before the answer began")
+        _check_size(asked)
         is_schema = any(each.schema is not None for each in asked)
         ask = partial(
             Answers,
@@ -196,6 +203,25 @@ def new_id(kind: str) -> str:
 def _too_long(message: str, param: TextParam) -> ApiError:
     """A text that does not fit the context."""
     return ApiError(400, message, "context_length_exceeded", param=param)
+
+
+def _check_size(asked: Sequence[EngineRequest]) -> None:
+    """Whether what is told of all answers together stays within bounds.
+
+    Raises: ApiError 400.
+    """
+    size = 0
+    for each in asked:
+        size += each.num_samples * each.sampling.max_tokens * (1 + (each.sampling.logprobs or 0))
+        if each.prompt_logprobs is not None:
+            size += len(each.prompt_tokens) * (1 + each.prompt_logprobs)
+    if size > MAX_ANSWER_SIZE:
+        message = (
+            f"Invalid value for 'max_tokens': n x max_tokens x (1 + top_logprobs) comes to {size} "
+            f"for all prompts, expected at most {MAX_ANSWER_SIZE}. Ask for fewer answers, tokens "
+            "or log-probabilities at once."
+        )
+        raise ApiError(400, message, "invalid_value", param="max_tokens")
 
 
 def _named(error: NanochatError, param: TextParam, *, is_schema: bool) -> Exception:

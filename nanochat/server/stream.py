@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -57,6 +58,9 @@ class AnswerDoor(Protocol):
     ) -> "CacheAnswer":
         """As EngineDoor's, and where the events come from."""
 
+    def together(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        """While requests of one body are asked: room for one is room for all."""
+
     def cancel(self, request_id: str, /) -> None:
         """As EngineDoor's."""
 
@@ -88,11 +92,12 @@ class Answers:
         self.found: list[CacheAnswer] = []
         begin = 0
         try:
-            for request in requests:
-                self.found.append(
-                    door.submit(request, self._taker(begin), tenant=tenant, policy=policy)
-                )
-                begin += request.num_samples
+            with door.together(requests):
+                for request in requests:
+                    self.found.append(
+                        door.submit(request, self._taker(begin), tenant=tenant, policy=policy)
+                    )
+                    begin += request.num_samples
         except BaseException:
             self.close()
             raise
