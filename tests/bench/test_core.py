@@ -12,7 +12,7 @@ from nanochat.bench import core as bench
 from nanochat.bench import peer_core
 from nanochat.bench.core import CoreBench, bench_core
 from nanochat.bench.peer import PeerFailed
-from nanochat.common.errors import EvalError
+from nanochat.common.errors import DataError, EvalError
 
 STAND_IN = """
 def build_model(checkpoint, step, device, phase):
@@ -42,10 +42,13 @@ def test_both_sides_are_timed_and_have_to_agree(
     assert bench.main([str(base), str(data), "-", "4", "copa"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["tasks"] == 1 and alone["seconds"] > 0 and "ratio_of_seconds" not in alone
+    assert alone["passes"] == 3
     asked: dict[str, Any] = {"base": base, "data_dir": data, "limit": 4, "labels": ("copa",)}
     right = 0.5  # of the first four verdicts of the reference on copa
-    found = bench_core(CoreBench(peer=stand_in_peer(tmp_path / "a", right), **asked))
-    assert found["ratio_of_seconds"] > 0
+    found = bench_core(CoreBench(peer=stand_in_peer(tmp_path / "a", right), **asked, num_passes=2))
+    assert found["ratio_of_seconds"] > 0 and found["passes"] == 2
+    with pytest.raises(DataError, match="has no base_checkpoints"):
+        bench_core(CoreBench(base=tmp_path, data_dir=data, peer=None))
     with pytest.raises(EvalError, match="expected the same"):
         bench_core(CoreBench(peer=stand_in_peer(tmp_path / "b", 0.125), **asked))
     with pytest.raises(PeerFailed, match="the peer failed with code"):

@@ -170,6 +170,78 @@ def test_answers_come_from_chat_or_from_a_text_and_a_busy_server_is_asked_again(
     assert stand.asked[-1][1]["stop"] == ["x"] and stand.asked[-1][1]["max_tokens"] == 5
 
 
+def test_top_k_is_sent_where_it_is_said(stand: Stand) -> None:
+    stand.answer = lambda path, body: (200, {"choices": [{"message": {"content": "x"}}]})
+    remote = RemoteExaminee(name="m", url=stand.url)
+    sample = Sample(sample_id="1", prompt=(Message("user", "?"),))
+    for top_k in (None, 5, 0):
+        list(remote.answers([sample], Asking(top_k=top_k)))
+    assert [body.get("top_k", "unsaid") for _, body, _ in stand.asked] == ["unsaid", 5, 0]
+
+
+@pytest.mark.req("FR-043")
+@pytest.mark.parametrize(
+    ("num_letters", "max_tokens", "expected", "told"),
+    [
+        (40, 50, 50, []),
+        (90, 50, 6, []),  # what is behind the prompt is asked for, by halves: 10 fit
+        (400, 30, 30, [("1", "cut")]),  # the prompt makes room for all of a short answer
+        (400, 500, 31, [("1", "cut")]),  # and of a long one for as much as half of the context
+    ],
+)
+def test_a_prompt_beyond_the_servers_context_loses_its_beginning(
+    stand: Stand, num_letters: int, max_tokens: int, expected: int, told: list[tuple[str, str]]
+) -> None:
+    """A server of 100 letters, prompt and answer together."""
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        [message] = body["messages"]
+        if len(message["content"]) + body["max_tokens"] > 100:
+            return 400, {"error": {"code": "context_length_exceeded"}}
+        return 200, {"choices": [{"message": {"content": message["content"]}}]}
+
+    stand.answer = answer
+    remote, found = RemoteExaminee(name="m", url=stand.url), []
+    asking = Asking(max_tokens=max_tokens, note=lambda *about: found.append(about))
+    prompt = "".join(chr(97 + n % 26) for n in range(num_letters))
+    sample = Sample(sample_id="1", prompt=(Message("user", prompt),))
+    [(_, (said,))] = remote.answers([sample], asking)
+    assert stand.asked[-1][1]["max_tokens"] == expected and found == told
+    assert prompt.endswith(said) and (len(said) == num_letters or 40 <= len(said) <= 70)
+
+
+def test_what_fits_in_no_way_is_wrong_alone_and_documents_are_asked_in_parts(stand: Stand) -> None:
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if any(len(text) > 20 for text in body["prompt"]):
+            return 400, {"error": {"message": "maximum context length is 20"}}
+        return 200, {"choices": [told(n, text) for n, text in enumerate(body["prompt"])]}
+
+    def told(index: int, text: str) -> dict[str, Any]:
+        letters = [*text, "!"]
+        logprobs = {
+            "tokens": letters,
+            "token_logprobs": [-math.log(2)] * len(letters),
+            "text_offset": list(range(len(letters))),
+        }
+        return {"index": index, "text": text + "!", "logprobs": logprobs}
+
+    stand.answer = answer
+    remote = RemoteExaminee(name="m", url=stand.url)
+    samples = [
+        Sample(sample_id="1", prompt="short ", choices=("a", "b")),
+        Sample(sample_id="2", prompt="x" * 90, choices=("a", "b")),
+        Sample(sample_id="3", prompt="y", choices=("a" * 30, "b" * 30)),
+    ]
+    found = remote.likelihoods(samples, "multiple_choice", "default")
+    assert [each.details.get("flags") for each in found] == [None, ["cut"], ["cut"]]
+    assert [each.score for each in found] == [1.0, 1.0, 0.0]
+    assert found[2].explanation == "longer than the server's context, even without its prompt"
+    document = Sample(sample_id="4", prompt="one two three four five six seven")
+    [bits] = remote.likelihoods([document], "bits_per_byte", "default")
+    assert bits.score == pytest.approx(33) and bits.details["num_bytes"] == 33
+    assert bits.details["num_parts"] == 2 and bits.details["flags"] == ["parts"]
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "message"),
     [
