@@ -1,8 +1,6 @@
 """Streams: the n-th batch is a pure function of (seed, tokens, n), whoever asks and whenever."""
 
 import hashlib
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 from nanochat.batches import rows as rows_module
 from nanochat.batches import stream as stream_module
 from nanochat.batches.batch import IGNORE, Batch
-from nanochat.batches.prefetch import prefetch, waited
 from nanochat.batches.rows import PackingReport, Rows
 from nanochat.batches.store import TokenStore
 from nanochat.batches.store_writer import tokenize_corpus
@@ -359,52 +356,6 @@ def test_validation_of_conversations_is_of_answers(conversation_store: Conversat
     assert sum(batch.num_targets for batch in batches) == store.num_trained_tokens
 
 
-def numbered(count: int) -> Iterator[Batch]:
-    for index in range(count):
-        yield Batch(torch.tensor([[index]]), torch.tensor([[index]]))
-
-
-def test_prefetch_changes_nothing() -> None:
-    assert [int(batch.inputs_BT) for batch in prefetch(numbered(20), depth=3)] == [*range(20)]
-
-
-def test_prefetch_stays_within_its_depth() -> None:
-    made: list[int] = []
-    release = threading.Event()
-
-    def watched() -> Iterator[Batch]:
-        for index, batch in enumerate(numbered(20)):
-            made.append(index)
-            if index == 3:
-                release.set()
-            yield batch
-
-    batches = prefetch(watched(), depth=2)
-    next(batches)
-    assert release.wait(10)  # one is used, two wait, one is in the thread's hand
-    release.clear()
-    assert not release.wait(0.1) and made == [0, 1, 2, 3]
-    batches.close()
-
-
-def test_prefetch_passes_errors_on() -> None:
-    def failing() -> Iterator[Batch]:
-        yield from numbered(1)
-        raise DataError("the disk is gone")
-
-    batches = prefetch(failing())
-    assert int(next(batches).inputs_BT) == 0
-    with pytest.raises(DataError, match="the disk is gone"):
-        next(batches)
-
-
-def test_prefetch_ends_its_thread() -> None:
-    batches = prefetch(numbered(1000))
-    next(batches)
-    batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
 def test_one_group_of_real_size(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     """The first batch of a large store needs only its first group."""
     texts = (Document("x" * (1 + index % 50), "test", index) for index in range(3000))
@@ -451,13 +402,3 @@ def test_rows_of_one_epoch(document_store: DocumentStore) -> None:
     assert rows.row(rows.num_rows) is None
     assert rows.report().num_rows == rows.num_rows
     assert PackedStream(store, 24, num_epochs=1).row(10_000) is None
-
-
-def test_waiting_is_measured() -> None:
-    def slow() -> Iterator[Batch]:
-        for batch in numbered(3):
-            time.sleep(0.02)
-            yield batch
-
-    told = list(waited(slow()))
-    assert len(told) == 3 and all(wait_s >= 0.02 for _, wait_s in told)

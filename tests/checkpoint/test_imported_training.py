@@ -47,7 +47,7 @@ def test_v5_goes_on(num_devices: int, reference_directory: ReferenceDirectory) -
     figures = parity.from_golden("v5")
     directory = reference_directory("v5")
     if num_devices > 1:
-        from tests.checkpoint.test_reference_read import split
+        from tests.checkpoint.test_reference_moments import split
 
         assert figures.optimizer is not None
         for rank, state in enumerate(split(figures.optimizer, num_devices)):
