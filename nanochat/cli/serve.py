@@ -158,6 +158,7 @@ def app_of(config: Config, model: "Served", settings: "ServerSettings") -> "Fast
         defaults=config.choice(),
         model_hash=model.model_hash,
         has_tools=model.is_chat,
+        devices=model.devices,
     )
     return create_app(model.door, served, settings)
 
@@ -227,6 +228,8 @@ class Served:
     context_len: int
     is_chat: bool
     model_hash: str
+    devices: tuple[str, ...]
+    """One for each engine."""
 
 
 def served_here(config: Config) -> Served:
@@ -238,6 +241,7 @@ def served_here(config: Config) -> Served:
         context_len=opened.engine.context_len,
         is_chat=opened.is_chat,
         model_hash=opened.model_hash,
+        devices=(str(opened.engine.forward.device),),
     )
 
 
@@ -256,11 +260,13 @@ def _engines(config: Config) -> Iterator[Served]:
         for worker in workers:
             stack.callback(worker.close)
         with ThreadPoolExecutor(len(workers)) as threads:
-            first, *_ = list(threads.map(EngineProcess.start, workers))
+            models = list(threads.map(EngineProcess.start, workers))
+        first = models[0]
         yield Served(
             door=workers[0] if len(workers) == 1 else EnginePool(workers),
             tokenizer=first.tokenizer,
             context_len=first.context_len,
             is_chat=first.is_chat,
             model_hash=first.model_hash,
+            devices=tuple(model.device for model in models),
         )

@@ -45,6 +45,7 @@ class WorkerModel:
     context_len: int
     is_chat: bool
     model_hash: str
+    device: str
 
 
 def serve(spec: EngineSpec, pipe: Connection) -> None:
@@ -63,6 +64,7 @@ def serve(spec: EngineSpec, pipe: Connection) -> None:
         context_len=engine.context_len,
         is_chat=loaded.is_chat,
         model_hash=loaded.model_hash,
+        device=str(engine.forward.device),
     )
     pipe.send(model)
     orders = _Orders(engine, pipe)

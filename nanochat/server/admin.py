@@ -55,9 +55,8 @@ class Operations:
 
     def numbers(self) -> dict[str, Any]:
         """What is going on, as JSON."""
-        engine, loads = EngineStats(*self._engine_stats()), self._loads()
-        rows = self.admission.settings.max_active // len(loads)
-        num_busy = sum(load >= rows for load in loads)
+        engine = EngineStats(*self._engine_stats())
+        num_workers, num_available = self.workers()
         return {
             "running": self.admission.num_active - self.admission.num_waiting,
             "waiting": self.admission.num_waiting,
@@ -66,11 +65,17 @@ class Operations:
             "kv_cache_usage": round(engine.kv_usage, 4),
             "tokens_per_s": round(self._rate.per_s(), 1),
             "is_draining": self.admission.is_draining,
-            "total_workers": len(loads),
-            "busy_workers": num_busy,
-            "available_workers": len(loads) - num_busy,
+            "total_workers": num_workers,
+            "busy_workers": num_workers - num_available,
+            "available_workers": num_available,
             "cache": None if self.cache is None else self.cache.stats()._asdict(),
         }
+
+    def workers(self) -> tuple[int, int]:
+        """How many engines there are, and how many of them have a row free."""
+        loads = self._loads()
+        rows = self.admission.settings.max_active // len(loads)
+        return len(loads), sum(load < rows for load in loads)
 
     def gauges(self) -> Iterator[Gauge]:
         """What Prometheus sees beside what was counted."""
@@ -117,13 +122,16 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
-        """Whether the process answers."""
+        """Whether the process answers; with the names of karpathy/nanochat's chat_web.py."""
+        num_workers, num_available = operations.workers()
         return {
             "status": "ok",
             "ready": admission.is_ready,
             "model": model.name,
             "context_len": model.context_len,
             "num_active": admission.num_active,
+            "num_gpus": num_workers,
+            "available_workers": num_available,
         }
 
     @router.get("/ready", responses={503: {"description": "Not now", "content": ANY_JSON}})
@@ -149,6 +157,9 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
             "model": model.name,
             "context_len": model.context_len,
             "defaults": {name: defaults[name] for name in kept},
+            "workers": [
+                {"gpu_id": place, "device": device} for place, device in enumerate(model.devices)
+            ],
             **operations.numbers(),
         }
 

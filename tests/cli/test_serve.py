@@ -215,6 +215,7 @@ def test_several_engines_and_nanochat_rs_spellings(
     assert found["page"] == "<p>mine</p>" and found["answers"] == [200, 200, 200]
     stats = found["stats"]
     assert (stats["total_workers"], stats["available_workers"]) == (2, 2)
+    assert stats["workers"] == [{"gpu_id": place, "device": "cpu"} for place in (0, 1)]
     assert stats["max_active"] == 8 and stats["cache"] is None and stats["model"] == "tiny"
     assert found["host"] == 200
 
@@ -243,7 +244,9 @@ def test_an_answer_that_runs_at_the_signal_is_written_to_its_end(
 def test_a_single_engine_may_have_a_process_of_its_own(
     home: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = WorkerModel(tokenizer=tiny_tokenizer, context_len=9, is_chat=True, model_hash="h")
+    model = WorkerModel(
+        tokenizer=tiny_tokenizer, context_len=9, is_chat=True, model_hash="h", device="cpu"
+    )
     monkeypatch.setattr(EngineProcess, "start", lambda self: model)
     closed: list[EngineSpec] = []
     monkeypatch.setattr(EngineProcess, "close", lambda self: closed.append(self.spec))

@@ -173,6 +173,7 @@ def test_models_and_health(client: TestClient) -> None:
         "data": [{"id": "tiny", "object": "model", "created": 7, "owned_by": "nanochat"}],
     }
     health = {"status": "ok", "ready": True, "model": "tiny", "num_active": 0}
+    health |= {"num_gpus": 1, "available_workers": 1}  # as chat_web.py's clients look for them
     assert client.get("/health").json() == health | {"context_len": CONTEXT_LEN}
 
 

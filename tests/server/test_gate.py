@@ -252,6 +252,7 @@ def test_stats_for_the_page(open_client: TestClient, served: ServedModel) -> Non
     assert (stats["running"], stats["waiting"], stats["is_draining"]) == (0, 0, False)
     assert stats["kv_cache_usage"] == 0.3 and stats["tokens_per_s"] > 0
     assert (stats["total_workers"], stats["available_workers"], stats["busy_workers"]) == (1, 1, 0)
+    assert stats["workers"] == [{"gpu_id": 0, "device": "cpu"}]
     assert stats["version"] == open_client.get("/version").json()["version"]
 
 
