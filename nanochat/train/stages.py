@@ -167,16 +167,23 @@ def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finis
 
     log.txt is added to by the first rank, log.rank1.txt by the next, and so on.
     """
-    directory = open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
-    world = current_world()
+    directory, world = run_directory(config.home, work.run) / work.name, current_world()
+    with world.together(display.note):  # looks for its data, which may be nowhere
+        examine = examiner(config, lambda: _whole(work), work.tokenizer, directory, display)
+    open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
     log = "log.txt" if world.is_first else f"log.rank{world.rank}.txt"
     with display.logging_to(directory / log), world.together(display.note):
-        return _train(config, work, directory, display)
+        return _train(config, work, directory, display, examine)
 
 
-def _train(config: StageConfig, work: StageWork, directory: Path, display: Display) -> Finished:
+def _train(
+    config: StageConfig,
+    work: StageWork,
+    directory: Path,
+    display: Display,
+    examine: Callable[[int], dict[str, float]] | None,
+) -> Finished:
     world, plan = current_world(), work.plan
-    examine = examiner(config, lambda: _whole(work), work.tokenizer, directory, display)
     retention = Retention(keep_last=config.keep_last, keep_every=config.keep_every)
     keeper = RunKeeper(
         directory=directory,

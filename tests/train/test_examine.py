@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import PretrainConfig
 from nanochat.train.display import Display
 from nanochat.train.examine import examiner
+from nanochat.train.stages import train_stage
 from tests.engine.conftest import random_model
 from tests.evals.bundle import write_bundle
 
@@ -62,6 +64,21 @@ def test_what_an_examination_needs_is_there_before_the_first_step(
     with pytest.raises(ConfigError, match="copa: eval_bundle.* is nowhere; coqa: .*--eval-data"):
         examiner(config, random_model, tiny_tokenizer, tmp_path, display)
     assert len(asked) == 2
+
+
+def test_data_that_is_nowhere_is_told_before_an_earlier_run_is_deleted(
+    home: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    stage = home / "runs/d2/pretrain"
+    stage.mkdir(parents=True)
+    (stage / "of another run").touch()
+    config = PretrainConfig(
+        eval_tasks=("bits_per_byte",), eval_data=tmp_path, overwrite=True, run="d2"
+    )
+    work = SimpleNamespace(run="d2", name="pretrain", tokenizer=tiny_tokenizer)
+    with pytest.raises(ConfigError, match="there is no folder text/"):
+        train_stage(config, work, Display(is_quiet=True))  # type: ignore[arg-type]
+    assert (stage / "of another run").exists()
 
 
 @pytest.mark.req("FR-037")

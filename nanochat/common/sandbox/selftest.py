@@ -1,5 +1,5 @@
 """Does each wall hold here?   in: a driver   out: a list of walls, from trying them
-who calls: box.py (before anything else is run), cli eval
+who calls: box.py (before anything else is run)
 
 A wall is judged by its effect, not by what the kernel says it has: something is laid out outside
 (a file, a folder, sockets that listen, this process), a program in a real sandbox goes for it, and
