@@ -74,6 +74,7 @@ class Config(ModelOptions):
     """Equal seeds give equal answers. None: another answer each time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.settings()
         if not self.model and self.url is None:
             raise ConfigError(

@@ -4,6 +4,7 @@ Read next: model_options.py (the flags), engine/engine.py (where tokens come fro
 """
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nanochat.cli.terminal import notice, print_answer
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.messages import Message
 from nanochat.engine.request import Request, TokenEvent
+from nanochat.server.words import Words
 from nanochat.tokenizer.chat import render_prompt
 
 __all__ = ["Config", "cut_prompt", "read_prompts", "run"]
@@ -35,6 +37,9 @@ class Config(SamplingOptions):
     """Tokens to begin from, in place of text: 503,84,260. Taken as they are."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether the prompt is a user's message. auto: if the model has been taught conversations."""
+    tools: Literal["auto", "yes", "no"] = "auto"
+    """Whether what the model writes for the calculator is computed, and shown between
+    <|python_start|>, <|output_start|> and their ends. auto: if the prompt is a user's message."""
     beyond_context: Literal["cut", "slide"] = "cut"
     """A prompt beyond the context: cut it from the left, or go on as karpathy/nanochat does."""
     strict: bool = False
@@ -72,9 +77,10 @@ def run(config: Config) -> int:
     else:
         requests = [_request(config, opened, f"line {n}", text) for n, text in enumerate(texts, 1)]
     if len(requests) == 1 and config.n == 1 and not config.json:
+        texts_of = _texts(opened, requests[0])
         with closing(opened.engine.stream(requests[0])) as stream:
             for event in stream:
-                print_answer(event.text)
+                print_answer(texts_of(event))
         print(flush=True)
         return 0
     for request, events in zip(requests, opened.engine.generate(requests), strict=True):
@@ -83,7 +89,8 @@ def run(config: Config) -> int:
         else:
             for sample in range(config.n):
                 print(f"--- {request.request_id}, answer {sample + 1} of {config.n}")
-                print_answer("".join(e.text for e in events if e.sample == sample) + "\n")
+                texts_of = _texts(opened, request)
+                print_answer("".join(texts_of(e) for e in events if e.sample == sample) + "\n")
     return 0
 
 
@@ -132,6 +139,7 @@ def _request(config: Config, opened: Opened, name: str, prompt: str | None) -> R
         prompt_tokens=tuple(tokens),
         sampling=config.sampling(engine.tokenizer),
         num_samples=config.n,
+        tools=config.tools == "yes" or (config.tools == "auto" and _is_asked(config, opened)),
         beyond_context="slide" if config.beyond_context == "slide" else "refuse",
     )
 
@@ -153,9 +161,22 @@ def _prompt(config: Config, opened: Opened, prompt: str | None) -> tuple[list[in
     if prompt is None:
         tokens = _parse_tokens(config.prompt_tokens or "")
         return tokens, int(tokens[:1] == [tokenizer.bos])
-    if config.chat == "yes" or (config.chat == "auto" and opened.is_chat):
+    if _is_asked(config, opened):
         return render_prompt((Message("user", prompt),), tokenizer), 2  # bos, user_start
     return [tokenizer.bos, *tokenizer.encode(prompt)], 1
+
+
+def _is_asked(config: Config, opened: Opened) -> bool:
+    """Whether the prompt is a user's message."""
+    is_chat = config.chat == "yes" or (config.chat == "auto" and opened.is_chat)
+    return is_chat and config.prompt_tokens is None
+
+
+def _texts(opened: Opened, request: Request) -> Callable[[TokenEvent], str]:
+    """What is shown of each event of one answer."""
+    if not request.tools:
+        return lambda event: event.text
+    return Words(opened.engine.tokenizer, is_shown=True).of
 
 
 def _parse_tokens(text: str) -> list[int]:
@@ -172,7 +193,7 @@ def _parse_tokens(text: str) -> list[int]:
 
 def _result(opened: Opened, request: Request, events: list[TokenEvent]) -> dict[str, object]:
     answers = [
-        _answer([event for event in events if event.sample == sample])
+        _answer([event for event in events if event.sample == sample], _texts(opened, request))
         for sample in range(request.num_samples)
     ]
     result = {
@@ -184,9 +205,9 @@ def _result(opened: Opened, request: Request, events: list[TokenEvent]) -> dict[
     return result if len(answers) == 1 else {**result, "answers": answers}
 
 
-def _answer(events: list[TokenEvent]) -> dict[str, object]:
+def _answer(events: list[TokenEvent], texts_of: Callable[[TokenEvent], str]) -> dict[str, object]:
     return {
         "tokens": [event.token for event in events if event.finish_reason != "stop"],
-        "text": "".join(event.text for event in events),
+        "text": "".join(map(texts_of, events)),
         "finish_reason": events[-1].finish_reason,
     }

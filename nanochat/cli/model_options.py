@@ -4,6 +4,7 @@ who calls: cli/generate.py, cli/chat.py, cli/serve.py
 Read next: checkpoint/resolve.py (what a model reference is), engine/engine.py.
 """
 
+import math
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from nanochat.common.config import CommonOptions
+from nanochat.common.errors import ConfigError
 from nanochat.engine.load import EngineSpec, load_engine
 from nanochat.engine.request import SamplingParams
 from nanochat.tokenizer.chat import stop_tokens
@@ -49,6 +51,12 @@ class ModelOptions(CommonOptions):
     verify: bool = True
     """Compare every file with its SHA-256 before it is used; sizes are compared always."""
 
+    def __post_init__(self) -> None:
+        if self.kv_memory is not None and not 0 < self.kv_memory < math.inf:
+            raise ConfigError(
+                f"kv_memory is {self.kv_memory:g}, expected GiB above 0: --kv-memory 0.5"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceOptions(ModelOptions):
@@ -66,6 +74,7 @@ class ChoiceOptions(ModelOptions):
     """Above 1, what has been said becomes less likely."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.choice()  # it reports everything out of range at once
 
     def choice(self) -> SamplingParams:

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 
+from nanochat.cli import generate as generate_module
 from nanochat.cli.generate import cut_prompt, read_prompts
 from nanochat.cli.main import main
+from nanochat.cli.model_options import Opened
 from nanochat.common.errors import DataError
+from nanochat.engine.engine import Engine
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import CONTEXT_LEN, save_model
+from tests.engine.conftest import random_model
+from tests.engine.test_engine import scripted
 from tests.twins.generation import assert_greedy
 
 EXACT = ["--dtype", "float32", "--temperature", "0"]
@@ -104,6 +109,34 @@ def test_a_chat_model_is_asked(
     assert tiny_tokenizer.decode(plain) == "<|bos|>cat"
 
 
+@pytest.mark.req("US-1")
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("is_chat", "tools", "is_used"),
+    [(True, "auto", True), (True, "no", False), (False, "auto", False), (False, "yes", True)],
+)
+def test_the_calculator_is_used_by_who_was_taught_to(
+    tiny_tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_chat: bool,
+    tools: str,
+    is_used: bool,
+    extra: list[str],
+) -> None:
+    special, encode = tiny_tokenizer.special, tiny_tokenizer.encode
+    start, end = special("<|python_start|>"), special("<|python_end|>")
+    script = [start, *encode("12*7"), end, *encode("so"), special("<|assistant_end|>")]
+    engine = scripted(Engine(random_model(), tiny_tokenizer), script)
+    opened = Opened(engine=engine, name="m", is_chat=is_chat)
+    monkeypatch.setattr(generate_module, "open_model", lambda config: opened)
+    assert main(["generate", "m", "-p", "a", "--tools", tools, *EXACT, *extra]) == 0
+    out = capsys.readouterr().out
+    told = json.loads(out)["text"] + "\n" if extra else out
+    shown = "<|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>so\n"
+    assert told == (shown if is_used else "12*7so\n")
+
+
 @pytest.mark.req("FR-013")
 def test_text_streams_to_the_terminal(chat_model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
     told = generate(capsys, "tiny", "-p", "cat", "--max-tokens", "9")
@@ -162,6 +195,10 @@ def test_cutting_keeps_the_beginning_and_leaves_room() -> None:
         (["-p", "a", "--temperature", "99"], "temperature is 99.0, expected 0 to 10"),
         (["-p", "a", "--max-tokens", "0"], "max_tokens is 0, expected at least 1"),
         (["-p", "a", "--dtype", "int3"], "--dtype is 'int3', expected"),
+        (["-p", "a", "--kv-memory", "nan"], "kv_memory is nan, expected GiB above 0"),
+        (["-p", "a", "--kv-memory", "inf"], "kv_memory is inf, expected GiB above 0"),
+        (["-p", "a", "--kv-memory=-1"], "kv_memory is -1, expected GiB above 0"),
+        (["-p", "a", "--kv-memory", "0"], "kv_memory is 0, expected GiB above 0"),
     ],
 )
 @pytest.mark.req("EC-3")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.checkpoint.resolve import run_directory
+from nanochat.cli import chat, serve
 from nanochat.cli.model_options import ChoiceOptions, ModelOptions, SamplingOptions, open_model
 from nanochat.common.errors import CheckpointError, ConfigError
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -22,6 +23,13 @@ def test_sampling_flags(tiny_tokenizer: Tokenizer) -> None:
     assert ChoiceOptions(model="m", top_k=7).choice().top_k == 7
     with pytest.raises(ConfigError, match=r"temperature is 11.*; top_p is 2"):
         SamplingOptions(model="m", temperature=11, top_p=2)
+
+
+@pytest.mark.parametrize("kv_memory", [float("nan"), float("inf"), 0.0, -1.0])
+def test_memory_is_a_number_of_gib(kv_memory: float) -> None:
+    for options in (ModelOptions, ChoiceOptions, SamplingOptions, chat.Config, serve.Config):
+        with pytest.raises(ConfigError, match=r"kv_memory is .*, expected GiB above 0"):
+            options(model="absent", kv_memory=kv_memory)
 
 
 def test_a_model_is_opened_by_name_or_by_folder(home: Path, tiny_tokenizer: Tokenizer) -> None:
