@@ -14,6 +14,9 @@ from nanochat.common.config import CommonOptions
 from nanochat.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nanochat.common.download import DownloadOptions
     from nanochat.corpus.catalog import Dataset
     from nanochat.corpus.remote import LoadOptions
 
@@ -24,7 +27,8 @@ __all__ = ["Config", "run"]
 class Config(CommonOptions):
     """Load data sets: names of the catalog, hf:org/dataset[/config][:split], addresses.
 
-    A load that was stopped goes on where it was; what is here is not loaded again.
+    A load that was stopped goes on where it was; what is here is not loaded again. One that cannot
+    be loaded keeps none of the others from arriving.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -55,9 +59,11 @@ class Config(CommonOptions):
 def run(config: Config) -> int:
     """0 once all of them are here.
 
-    Raises: ConfigError for a name without meaning; DataError for what cannot be loaded.
+    Raises: ConfigError for a name without meaning, and for flags that none of the data sets heeds;
+            DataError, after all have been tried, for those that cannot be loaded.
     """
     from nanochat.common.download import DownloadOptions
+    from nanochat.common.errors import DataError
     from nanochat.corpus.remote import LoadOptions, dataset_of
 
     options = LoadOptions(
@@ -66,10 +72,40 @@ def run(config: Config) -> int:
         download=DownloadOptions(num_workers=config.workers, num_tries=config.tries),
     )
     datasets = [dataset_of(name) for name in config.names]  # a wrong name is told first
-    results = [_loaded(dataset, config, options) for dataset in datasets]
+    _check_flags(config, datasets)
+    results, failures = [], []
+    for dataset in datasets:
+        try:
+            results.append(_loaded(dataset, config, options))
+        except DataError as error:
+            failures.append(f"{dataset.name}: {error}")
+            if not config.json:
+                print(f"{dataset.name}: not loaded", flush=True)
     if config.json:
-        print(json.dumps({"datasets": results}))
+        print(json.dumps({"datasets": results, "failures": failures}))
+    if failures:
+        raise DataError(
+            f"{len(failures)} of {len(datasets)} data sets not loaded; {'; '.join(failures)}"
+        )
     return 0
+
+
+def _check_flags(config: Config, datasets: "Sequence[Dataset]") -> None:
+    """Raises: ConfigError for a flag that does nothing for any of these."""
+    from nanochat.corpus.catalog import HubFolder, Shards
+
+    names = ", ".join(dataset.name for dataset in datasets)
+    in_shards = any(isinstance(dataset.source, Shards | HubFolder) for dataset in datasets)
+    if (config.whole or config.num_files is not None) and not in_shards:
+        flag = "--whole" if config.whole else "--num-files"
+        raise ConfigError(
+            f"{flag} is for data sets in shards, and {names} is loaded whole: leave it out"
+        )
+    if config.mirror is not None and all(dataset.kind != "eval" for dataset in datasets):
+        raise ConfigError(
+            f"--mirror is for the CORE bundle (core), not for {names}: leave it out; another Hub "
+            "is named by HF_ENDPOINT"
+        )
 
 
 def _loaded(dataset: "Dataset", config: Config, options: "LoadOptions") -> dict[str, Any]:
@@ -79,13 +115,14 @@ def _loaded(dataset: "Dataset", config: Config, options: "LoadOptions") -> dict[
 
     if not config.json:
         print(f"{dataset.name}: {dataset.title}; licence: {dataset.licence}", flush=True)
+    is_partial = False
     if dataset.kind == "eval":
         folder = home_dir(config.home) / "data" / "eval"
-        files = _evaluation_files(folder, config.mirror)
+        files = _evaluation_files(folder, config.mirror, options.download)
         use = "nanochat eval finds it by itself"
     else:
         here = fetch(dataset, config.home, options)
-        folder, files = here.folder, list(here.files)
+        folder, files, is_partial = here.folder, list(here.files), here.is_partial
         name = dataset.name if ":" in dataset.name else f"data:{dataset.name}"
         use = f"give it to training as {name}"
     num_bytes = sum(path.stat().st_size for path in files)
@@ -97,14 +134,15 @@ def _loaded(dataset: "Dataset", config: Config, options: "LoadOptions") -> dict[
         "folder": str(folder),
         "num_files": len(files),
         "num_bytes": num_bytes,
+        "is_partial": is_partial,
         "files": [str(path) for path in files],
     }
 
 
-def _evaluation_files(folder: Path, mirror: str | None) -> list[Path]:
+def _evaluation_files(folder: Path, mirror: str | None, options: "DownloadOptions") -> list[Path]:
     from nanochat.evals.download import Downloader
 
     root = folder / "eval_bundle"
     if not root.is_dir():
-        Downloader(folder, mirror)("eval_bundle/eval_meta_data.csv")
+        Downloader(folder, mirror, options)("eval_bundle/eval_meta_data.csv")
     return sorted(path for path in root.rglob("*") if path.is_file())

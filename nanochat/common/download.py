@@ -16,6 +16,7 @@ import json
 import os
 import random
 import threading
+import time
 import urllib.error
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nanochat.common.download_answer import Answer, Known, RetryLater, open_answer
+from nanochat.common.download_store import list_urls
 from nanochat.common.env import is_offline
 from nanochat.common.errors import DataError
 from nanochat.common.files import sha256_of_file, sync_directory, write_json_atomically
@@ -35,6 +37,7 @@ __all__ = [
     "download_all",
     "download_file",
     "is_complete",
+    "list_patiently",
     "locked",
 ]
 
@@ -112,6 +115,10 @@ class _Job:
         return self.target.with_name(f".{self.target.name}.part.json")
 
 
+class _NotTried(DataError):
+    """It was asked to stop, for a reason that others have told."""
+
+
 class _Damaged(Exception):
     """All of it arrived, and it is not the right file."""
 
@@ -130,7 +137,7 @@ def download_all(
     options = options or DownloadOptions()
     stop = threading.Event()
     failures: list[str] = []
-    num_loaded = 0
+    num_loaded = num_stopped = 0
     with ThreadPoolExecutor(options.num_workers, "download") as pool:
         # Nothing is cancelled: once `stop` is set, what has not begun ends at once by itself.
         running = [
@@ -141,6 +148,8 @@ def download_all(
                 error = done.exception()
                 if error is None:
                     num_loaded += 1
+                elif isinstance(error, _NotTried):
+                    num_stopped += 1
                 elif not isinstance(error, DataError):
                     raise error
                 else:
@@ -151,7 +160,11 @@ def download_all(
             stop.set()
             raise
     if failures:
-        raise DataError(f"{len(failures)} of {len(files)} files not loaded: {failures[0]}")
+        rest = f"; {num_stopped} more were not tried" if num_stopped else ""
+        raise DataError(
+            f"{len(failures) + num_stopped} of {len(files)} files not loaded: "
+            f"{'; '.join(failures)}{rest}"
+        )
     return [folder / each.name for each in files]
 
 
@@ -198,6 +211,23 @@ def is_complete(remote: RemoteFile, folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return remote.num_bytes in (None, num_bytes)
+
+
+def list_patiently(url: str, options: DownloadOptions) -> list[str]:
+    """`list_urls`, with the patience that files are loaded with.
+
+    Raises: DataError where there is nothing, or the store fails again and again.
+    """
+    for num_failed in range(1, options.num_tries + 1):
+        try:
+            return list_urls(url, options.timeout_s)
+        except OSError as error:
+            reason = str(error) or type(error).__name__
+        if num_failed < options.num_tries:
+            time.sleep(_backoff_s(options, num_failed))
+    raise DataError(
+        f"{url} cannot be listed ({reason}; {options.num_tries} tries): run the same again"
+    )
 
 
 @contextlib.contextmanager
@@ -252,8 +282,7 @@ def _load(job: _Job) -> None:
 
 
 def _wait(job: _Job, reason: str, asked_s: float | None, num_failed: int) -> None:
-    longest_s = min(job.options.max_wait_s, job.options.backoff_s * 2**num_failed)
-    wait_s = longest_s * random.uniform(0.5, 1.0)  # so that many machines do not come back at once
+    wait_s = _backoff_s(job.options, num_failed)
     if asked_s is not None:
         if asked_s > job.options.max_wait_s:
             raise DataError(
@@ -263,6 +292,11 @@ def _wait(job: _Job, reason: str, asked_s: float | None, num_failed: int) -> Non
     job.watcher.waits(job.remote.name, reason, wait_s)
     job.stop.wait(wait_s)
     _check_stop(job)
+
+
+def _backoff_s(options: DownloadOptions, num_failed: int) -> float:
+    longest_s = min(options.max_wait_s, options.backoff_s * 2.0**num_failed)
+    return longest_s * random.uniform(0.5, 1.0)  # so that many machines do not come back at once
 
 
 def _go_on(job: _Job) -> None:
@@ -326,7 +360,7 @@ def _publish(job: _Job) -> None:
 
 def _check_stop(job: _Job) -> None:
     if job.stop.is_set():
-        raise DataError(f"{job.remote.name}: stopped; what is here is kept")
+        raise _NotTried(f"{job.remote.name}: stopped; what is here is kept")
 
 
 def _can_continue(job: _Job) -> bool:

@@ -3,8 +3,8 @@ who calls: download.py   (imports no torch)
 
 http and https by the standard library; every other scheme (s3://, gs://, ...) by fsspec.  The Hub
 states a file's SHA-256 in the answer that sends one on to where it lies; its token is shown to the
-Hub alone.
-Read next: download.py (what is done with it).
+Hub alone, wherever it sends one on to.
+Read next: download_store.py (other schemes), download.py (what is done with it).
 """
 
 import contextlib
@@ -15,14 +15,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Protocol
 
+from nanochat.common.download_store import open_object
 from nanochat.common.env import hub_url
 from nanochat.common.errors import DataError
 
-__all__ = ["Answer", "Body", "Known", "RetryLater", "list_urls", "open_answer"]
+__all__ = ["Answer", "Body", "Known", "RetryLater", "open_answer"]
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may pass."""
@@ -91,7 +91,7 @@ def open_answer(url: str, have: int, known: Known, timeout_s: float) -> Answer:
     """
     if urllib.parse.urlsplit(url).scheme in ("http", "https"):
         return _http_answer(url, have, known, timeout_s)
-    return _fsspec_answer(url, have, known)
+    return _store_answer(url, have, known, timeout_s)
 
 
 # ---------------------------------------------------------------------------------------- http
@@ -210,67 +210,19 @@ class _OnTheWay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
         self.sha256 = _linked_hash(arguments[4]) or self.sha256
-        return super().redirect_request(*arguments)
+        request = super().redirect_request(*arguments)
+        # The Hub sends one on to other addresses of its own, which ask for the token again.
+        if request is not None and (token := _token_for(request.full_url)) is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        return request
 
 
-# ---------------------------------------------------------------------------------------- fsspec
+# ---------------------------------------------------------------------------------------- stores
 
 
-def list_urls(url: str) -> list[str]:
-    """The addresses of what is in a folder, or matches a pattern, or of the file itself, sorted.
-
-    Raises: DataError where there is nothing, or fsspec does not know the scheme.
-    """
-    with _plain_errors(url):
-        system, path = _file_system(url)
-        if any(mark in path for mark in "*?["):
-            found = system.glob(path)
-        else:
-            found = system.find(path) if system.isdir(path) else [path]
-        names = sorted(str(each) for each in found if not system.isdir(each))
-        if not names:
-            raise FileNotFoundError(url)
-        return [str(system.unstrip_protocol(name)) for name in names]
-
-
-def _fsspec_answer(url: str, have: int, known: Known) -> Answer:
-    with _plain_errors(url):
-        system, path = _file_system(url)
-        facts = system.info(path)
-        etag = facts.get("ETag") or facts.get("etag") or facts.get("md5Hash")
-        changed = facts.get("LastModified") or facts.get("mtime") or facts.get("created")
-        now = Known(
-            num_bytes=facts.get("size"),
-            etag=None if etag is None else str(etag),
-            modified=None if changed is None else str(changed),
-        )
-        start = 0 if _is_another(known, now) else have
-        body = system.open(path, "rb")
-        body.seek(start)
-    return Answer(body, start, now)
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError:
-        raise DataError(
-            f"{url} needs fsspec: pip install 'nanochat[cluster]' (http:// and https:// do not)"
-        ) from None
-    system, path = fsspec.core.url_to_fs(url)
-    return system, str(path)
-
-
-@contextlib.contextmanager
-def _plain_errors(url: str) -> Iterator[None]:
-    """What will not pass by trying again, in one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{url} does not exist") from None
-    except DataError:
-        raise
-    except PermissionError as error:
-        raise DataError(f"{url} cannot be read ({error}): check the credentials") from None
-    except (ImportError, ValueError) as error:  # a scheme without its library, or without meaning
-        raise DataError(f"{url} cannot be loaded ({error})") from None
+def _store_answer(url: str, have: int, known: Known, timeout_s: float) -> Answer:
+    opened = open_object(url, timeout_s)
+    now = Known(num_bytes=opened.num_bytes, etag=opened.etag, modified=opened.modified)
+    start = 0 if _is_another(known, now) else have
+    opened.body.seek(start)
+    return Answer(opened.body, start, now)

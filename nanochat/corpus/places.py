@@ -11,7 +11,7 @@ Read next: files.py (paths on this machine), remote.py (all the others).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.common.errors import DataError
@@ -112,6 +112,4 @@ def _arrived(name: str, home: Path | None) -> tuple[Arrived, str | None]:
     if not files:
         sides = ", ".join(sorted(set(here.sides.values())))
         raise DataError(f"{entry} has nothing for {side!r} here, expected one of {sides}")
-    return Arrived(
-        name=name, folder=here.folder, files=files, sides=here.sides, column=here.column
-    ), side
+    return replace(here, name=name, files=files), side

@@ -11,6 +11,7 @@ Read next: catalog.py (the names), places.py (who mixes them with paths), common
 import hashlib
 import re
 import shutil
+import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +24,9 @@ from nanochat.common.download import (
     download_all,
     download_file,
     is_complete,
+    list_patiently,
     locked,
 )
-from nanochat.common.download_answer import list_urls
 from nanochat.common.download_bars import human_bytes, shown
 from nanochat.common.env import hub_url, is_offline
 from nanochat.common.errors import ConfigError, DataError
@@ -45,6 +46,8 @@ __all__ = ["Arrived", "LoadOptions", "arrived", "dataset_of", "fetch", "folder_o
 
 RECORD = ".dataset.json"
 LISTING = ".listing.json"
+PARTIAL = "partial-"  # what the Hub puts before a split of which it has converted the first part
+PARTLY = "a part of it only: the Hub makes Parquet files of the first gigabytes of a large data set"
 PUBLIC_HUB = "https://huggingface.co/"
 FREE_BYTES = 1 << 28  # stay free on the disk
 
@@ -62,6 +65,8 @@ class Arrived:
     sides: Mapping[Path, Side]
     """What each file is for."""
     column: str | None
+    is_partial: bool = False
+    """Whether the Hub has made Parquet files of the first part only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +152,7 @@ def arrived(dataset: Dataset, home: Path | None = None) -> Arrived | None:
         files=tuple(sides),
         sides=sides,
         column=dataset.column,
+        is_partial=any(f"/{PARTIAL}" in each["url"] for each in record["files"]),
     )
 
 
@@ -181,6 +187,8 @@ def fetch(
         _write_record(dataset, folder, plan)
     found = arrived(dataset, home)
     assert found is not None, "the record was just written"
+    if found.is_partial:
+        print(f"{dataset.name}: {PARTLY}", file=sys.stderr, flush=True)
     return found
 
 
@@ -232,14 +240,16 @@ def _check_room(dataset: Dataset, folder: Path, missing: Sequence[RemoteFile]) -
 def _plan(dataset: Dataset, folder: Path, options: LoadOptions) -> Plan:
     source = dataset.source
     if isinstance(source, Address):
-        return dict.fromkeys(_files_at(source.url), "train")
+        return dict.fromkeys(_files_at(source.url, options.download), "train")
     if isinstance(source, Files):
         return dict.fromkeys(source.files, "train")
     if isinstance(source, Shards):
         return _last_held_out(_shard_files(source), source.num_usual, options)
     if isinstance(source, HubFolder):
-        return _last_held_out(_folder_files(source, folder), source.num_usual, options)
-    return _split_files(source, folder)
+        return _last_held_out(
+            _folder_files(source, folder, options.download), source.num_usual, options
+        )
+    return _split_files(source, folder, options.download)
 
 
 def _last_held_out(files: Sequence[RemoteFile], num_usual: int, options: LoadOptions) -> Plan:
@@ -257,11 +267,11 @@ def _shard_files(source: Shards) -> list[RemoteFile]:
     return [RemoteFile(url=f"{base}/{name}", name=name) for name in names]
 
 
-def _folder_files(source: HubFolder, folder: Path) -> list[RemoteFile]:
+def _folder_files(source: HubFolder, folder: Path, options: DownloadOptions) -> list[RemoteFile]:
     api = f"{hub_url()}/api/datasets/{source.repository}/tree/main/{source.folder}"
     base = f"{hub_url()}/datasets/{source.repository}/resolve/main"
     found = []
-    for each in _listing(api, folder):
+    for each in _listing(api, folder, options):
         path = str(each.get("path", ""))
         if path.endswith(".parquet"):
             sums = each.get("lfs") or {}
@@ -278,14 +288,15 @@ def _folder_files(source: HubFolder, folder: Path) -> list[RemoteFile]:
     return sorted(found, key=lambda each: each.name)
 
 
-def _split_files(source: HubSplits, folder: Path) -> Plan:
+def _split_files(source: HubSplits, folder: Path, options: DownloadOptions) -> Plan:
     api = f"{hub_url()}/api/datasets/{source.repository}/parquet"
-    listed = _listing(api, folder)
+    listed = _listing(api, folder, options)
     plan: Plan = {}
     for (config, split), side in source.splits.items():
         configs = _one_of(listed, config, "default", f"{source.repository}: configuration")
-        urls = _one_of(listed[configs], split, "train", f"{source.repository}: split")
-        for number, url in enumerate(listed[configs][urls]):
+        found = {name.removeprefix(PARTIAL): name for name in listed[configs]}
+        urls = _one_of(found, split, "train", f"{source.repository}: split")
+        for number, url in enumerate(listed[configs][found[urls]]):
             url = url.replace(PUBLIC_HUB, hub_url() + "/", 1)  # it names itself, not the mirror
             name = f"{configs}-{urls}-{number:05d}.parquet".replace("/", "-")
             plan[RemoteFile(url=url, name=name)] = side
@@ -300,10 +311,10 @@ def _one_of(found: Mapping[str, object], wanted: str | None, usual: str, what: s
     return wanted
 
 
-def _listing(url: str, folder: Path) -> Any:
+def _listing(url: str, folder: Path, options: DownloadOptions) -> Any:
     """What the Hub lists, loaded with the same patience as files are."""
     (folder / LISTING).unlink(missing_ok=True)
-    path = download_file(RemoteFile(url=url, name=LISTING), folder)
+    path = download_file(RemoteFile(url=url, name=LISTING), folder, options)
     listed = read_json(path)
     path.unlink()
     if not listed:
@@ -311,10 +322,10 @@ def _listing(url: str, folder: Path) -> Any:
     return listed
 
 
-def _files_at(url: str) -> list[RemoteFile]:
+def _files_at(url: str, options: DownloadOptions) -> list[RemoteFile]:
     """The file at an address; of a folder or a pattern that fsspec understands, all of them."""
     is_http = urllib.parse.urlsplit(url).scheme in ("http", "https")
-    found = [url] if is_http else list_urls(url)
+    found = [url] if is_http else list_patiently(url, options)
     names = [_file_name(each) for each in found]
     files = [RemoteFile(url=each, name=name) for each, name in zip(found, names, strict=True)]
     if len(set(names)) < len(names):  # of several folders

@@ -54,6 +54,28 @@ def test_a_file_is_loaded_and_shown(
     assert "roses are red" in shown and "1 files, 13 B, 1 documents" in shown
 
 
+def test_one_that_fails_keeps_none_of_the_others_from_arriving(
+    home: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/poem.txt"] = Served(b"roses are red")
+    bad, good, worse = (f"{server.url}/{name}" for name in ("a.txt", "poem.txt", "b.txt"))
+    assert main(["data", "download", bad, good, worse, "--json"]) == 2
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert [each["name"] for each in told["datasets"]] == [good] and len(told["failures"]) == 2
+    assert (
+        f"2 of 3 data sets not loaded; {bad}: " in captured.err and f"; {worse}: " in captured.err
+    )
+
+
+def test_the_bundle_is_loaded_as_patiently_as_is_asked_for(
+    home: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/eval_bundle.zip"] = Served(b"", refusals=[(503, {"Retry-After": "0"})] * 9)
+    assert main(["data", "download", "core", "--mirror", server.url, "--tries", "1"]) == 2
+    assert "1 tries" in capsys.readouterr().err and len(server.asked) == 1
+
+
 def test_the_core_bundle_goes_where_the_evaluation_looks(
     home: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +112,9 @@ def test_what_is_shown_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["download"], "no data set was named"),
         (["download", "gsm8k", "--workers", "0"], "workers is 0, expected at least 1"),
         (["download", "gsm8k", "--whole", "--num-files", "2"], "choose one"),
+        (["download", "gsm8k", "--whole"], "--whole is for data sets in shards, and gsm8k is"),
+        (["download", "core", "--num-files", "2"], "--num-files is for data sets in shards"),
+        (["download", "gsm8k", "--mirror", "http://x"], "--mirror is for the CORE bundle (core)"),
         (["show"], "no path was given"),
         (["show", "x", "--examples", "-1"], "examples is -1"),
         (["show", "data:gsm8k"], "nanochat data download gsm8k"),

@@ -195,6 +195,22 @@ def test_splits_of_the_hub_are_loaded_at_their_first_use(home: Path, server: Ser
         read_documents("hf:org/none")
 
 
+def test_a_part_that_the_hub_has_converted_is_told(
+    home: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_splits(server, {"en": {"partial-train": [parquet("one"), parquet("two")]}})
+    assert [document.text for document in read_documents("hf:org/chats")] == ["one", "two"]
+    assert "hf:org/chats: a part of it only" in capsys.readouterr().err
+    assert fetch(dataset_of("hf:org/chats")).is_partial
+
+
+def test_listings_are_asked_for_as_patiently_as_files(home: Path, server: Server) -> None:
+    serve_splits(server, {"default": {"train": [parquet("one")]}})
+    server.files["/api/datasets/org/chats/parquet"].refusals = [(503, {})] * 9
+    with pytest.raises(DataError, match="503.*2 tries"):
+        fetch(dataset_of("hf:org/chats"), None, LoadOptions(download=QUICK))
+
+
 def test_a_data_set_says_what_it_holds_out(
     home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
