@@ -37,7 +37,7 @@ async def answer_chat(serving: Serving, body: ChatRequest, request: Request) -> 
     serving.check_model(body.model)
     serving.check_bias(body)
     serving.gate.check(body.n or 1)
-    prompt = await prompt_of(serving, body.messages)
+    prompt = await prompt_of(serving, body.messages, goes_on=bool(body.continue_final_message))
     asks_for_tools = body.tools and body.tool_choice != "none"
     may_use_tools = serving.model.has_tools and body.tool_choice != "none" and not body.has_json
     engine_request = EngineRequest(
@@ -71,14 +71,20 @@ async def answer_chat(serving: Serving, body: ChatRequest, request: Request) -> 
     )
 
 
-async def prompt_of(serving: Serving, messages: Sequence[ChatMessage | LegacyMessage]) -> list[int]:
+async def prompt_of(
+    serving: Serving, messages: Sequence[ChatMessage | LegacyMessage], *, goes_on: bool = False
+) -> list[int]:
     """The tokens of a conversation; made beside the event loop, because it takes milliseconds.
+    `goes_on`: the last message is what there is of the answer.
 
     Raises: ApiError for what cannot fit, DataError for what is no conversation.
     """
     serving.check_characters(sum(len(message.content) for message in messages), "messages")
-    conversation = conversation_of(messages)
-    return await asyncio.to_thread(render_prompt, conversation, serving.model.tokenizer)
+    asked, begun = (messages[:-1], messages[-1].content) if goes_on else (messages, "")
+    conversation, tokenizer = conversation_of(asked), serving.model.tokenizer
+    return await asyncio.to_thread(
+        lambda: render_prompt(conversation, tokenizer) + tokenizer.encode(begun)
+    )
 
 
 def conversation_of(messages: Sequence[ChatMessage | LegacyMessage]) -> Conversation:
@@ -86,6 +92,8 @@ def conversation_of(messages: Sequence[ChatMessage | LegacyMessage]) -> Conversa
 
     Raises: DataError where there is no question to answer, or the assistant begins.
     """
+    if not messages:
+        raise DataError("there is an answer to go on with, but no question: expected one before it")
     last, place = messages[-1], len(messages) - 1
     if last.role == "assistant":
         raise DataError(f"message {place}, the last, is from assistant: expected a question")

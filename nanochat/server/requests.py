@@ -240,6 +240,9 @@ class ChatRequest(SampledRequest):
     answer.  None: it is used where the model was taught to, and not told."""
     tool_choice: ToolChoice = None
     """none: without the calculator."""
+    continue_final_message: bool | None = None
+    """Beyond OpenAI's, as vLLM has it: the last message is from the assistant, and the answer goes
+    on where it ends."""
 
     @model_validator(mode="before")
     @classmethod
@@ -254,6 +257,12 @@ class ChatRequest(SampledRequest):
             )
         if self.tool_choice == "auto" and not self.tools:
             raise _problem("invalid_value", "expected only where 'tools' are given", "tool_choice")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            message = "expected only where the last message is from the assistant"
+            raise _problem("invalid_value", message, "continue_final_message")
+        if self.continue_final_message and self.has_json:
+            message = "JSON is written from its beginning: expected one without the other"
+            raise _problem("unsupported_value", message, "response_format")
         if self.tools and self.tool_choice != "none" and self.has_json:
             message = "what a tool computes would break the JSON: expected one without the other"
             raise _problem("unsupported_value", message, "response_format")

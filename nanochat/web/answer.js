@@ -5,7 +5,7 @@
 // Read next: api.js (where the pieces come from), chat.js (what is asked).
 
 import { Problem, streamChat, streamOn } from "./api.js";
-import { wordsOnly } from "./tools.js";
+import { withoutOpenUse, wordsOnly } from "./tools.js";
 
 const SAVE_MS = 1000;
 
@@ -35,12 +35,13 @@ export class Answer {
   }
 
   /** Ask, or have it go on after what there is; returns the Problem that ended it early, or null. */
-  async run(body, { goesOn, contextLen }) {
+  async run(body, { goesOn }) {
     const { signal } = this.#controller;
     let problem = null;
     try {
+      if (goesOn) this.message.content = withoutOpenUse(this.message.content);
       const pieces = goesOn
-        ? streamOn(body, wordsOnly(this.message.content), contextLen, signal)
+        ? streamOn(body, wordsOnly(this.message.content), signal)
         : streamChat(body, signal);
       for await (const piece of pieces) this.#take(piece);
       this.message.finish ??= "stop";

@@ -51,33 +51,11 @@ function lengthIn(body) {
  * completions.  The calculator's work is told between marks in the text: tools.js.
  * Throws: Problem; what `signal` was aborted with.
  */
-export function streamChat(body, signal) {
-  return stream("/v1/chat/completions", { ...body, tools: [{ type: "calculator" }] }, signal);
-}
-
-/**
- * The same for an answer that goes on after `text`: what the model would have read at that point is
- * given to it as tokens.  `contextLen` bounds it where the body does not, null: unknown.
- */
-export async function* streamOn({ messages, ...body }, text, contextLen, signal) {
-  const [question, begun] = await Promise.all([
-    tokenize({ model: body.model, messages }, signal),
-    tokenize({ model: body.model, prompt: text, add_special_tokens: false }, signal),
-  ]);
-  const prompt = [...question, ...begun];
-  const room = contextLen === null ? null : Math.max(1, contextLen - prompt.length);
-  yield* stream("/v1/completions", { max_tokens: room, ...body, prompt }, signal);
-}
-
-async function tokenize(body, signal) {
-  const response = await request("/tokenize", { method: "POST", body: JSON.stringify(body), signal });
-  return (await response.json()).tokens;
-}
-
-async function* stream(path, body, signal) {
-  const response = await request(path, {
+export async function* streamChat(body, signal) {
+  const more = { tools: [{ type: "calculator" }], stream: true, stream_options: { include_usage: true } };
+  const response = await request("/v1/chat/completions", {
     method: "POST",
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ ...body, ...more }),
     signal,
   });
   try {
@@ -86,7 +64,7 @@ async function* stream(path, body, signal) {
       const frame = JSON.parse(data);
       if (frame.error) throw problemOf(frame, response);
       const [choice] = frame.choices;
-      const text = choice?.delta?.content ?? choice?.text;
+      const text = choice?.delta?.content;
       if (text) yield { text };
       if (choice?.finish_reason) yield { finishReason: choice.finish_reason };
       if (frame.usage) yield { usage: frame.usage };
@@ -96,6 +74,12 @@ async function* stream(path, body, signal) {
     throw new Problem(BROKEN);
   }
   throw new Problem(BROKEN);
+}
+
+/** The same for an answer that goes on after `text`. */
+export function streamOn({ messages, ...body }, text, signal) {
+  const begun = [...messages, { role: "assistant", content: text }];
+  return streamChat({ ...body, messages: begun, continue_final_message: true }, signal);
 }
 
 async function request(path, { headers = {}, ...options } = {}) {

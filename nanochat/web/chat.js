@@ -173,8 +173,7 @@ export class Chat {
     for (;;) {
       answer.message.numForgotten = numForgotten;
       const read = path.slice(numForgotten);
-      const options = { goesOn: cut !== null, contextLen: this.settings().contextLen };
-      const problem = await answer.run(this.#body(read), options);
+      const problem = await answer.run(this.#body(read), { goesOn: cut !== null });
       if (answer.message.usage && !cut) {
         this.#tokensPerCharacter = answer.message.usage.prompt / Math.max(1, lengthOf(read));
       }

@@ -35,6 +35,15 @@ export function wordsOnly(text) {
   return partsOf(text).map((part) => part.text ?? "").join("");
 }
 
+/** The same without a use that was cut before its end: the model is to begin it anew. */
+export function withoutOpenUse(text) {
+  const whole = text.slice(0, text.length - halfMark(text));
+  const last = [...whole.matchAll(MARKS)].at(-1);
+  if (last?.[2] !== "start") return whole;
+  const from = whole.lastIndexOf("<|python_start|>", last.index);
+  return whole.slice(0, from < 0 ? last.index : from);
+}
+
 /** How many characters at the end may be the beginning of a mark. */
 function halfMark(text) {
   const at = text.lastIndexOf("<", text.length);

@@ -67,6 +67,40 @@ def test_what_is_no_question(turns: list[str], problem: str) -> None:
         conversation_of(messages(*turns))
 
 
+@pytest.mark.req("FR-029")
+def test_an_answer_goes_on_where_the_last_message_ends(
+    client: TestClient, engine: FakeEngine, served: ServedModel
+) -> None:
+    body = ask("Hi", "It was a <|python_start|>", continue_final_message=True)
+    answer = client.post(CHAT, json=body).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello"  # what is new alone
+    prompt = list(engine.requests[-1].prompt_tokens)
+    assert served.tokenizer.decode(prompt).endswith(
+        "Hi<|user_end|><|assistant_start|>It was a <|python_start|>"
+    )
+    assert served.tokenizer.special("<|python_start|>") not in prompt  # its name is only text
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    client.post(CHAT, json=ask("Hi", "", continue_final_message=True))
+    client.post(CHAT, json=ask("Hi", continue_final_message=False))
+    assert engine.requests[-1].prompt_tokens == engine.requests[-2].prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"messages": ask("Hi")["messages"]}, "invalid_value", "continue_final_message"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", "messages"),
+        ({"response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    ],
+    ids=["question", "nothing", "json"],
+)
+def test_what_cannot_go_on(
+    client: TestClient, change: dict[str, Any], code: str, param: str
+) -> None:
+    body = ask("Hi", "It was", continue_final_message=True) | change
+    assert_error(client.post(CHAT, json=body), 400, code, param)
+
+
 def test_schemas_of_response_formats() -> None:
     def of(response_format: Any) -> str | None:
         body = ask(response_format=response_format)

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.req("FR-080"), pytest.mark.req("FR-083"), pytest.mark.
 REFUSALS = {
     ("context_length_exceeded", "messages"),
     ("context_length_exceeded", "prompt"),
+    ("invalid_value", "continue_final_message"),
     ("invalid_value", "logit_bias"),
     ("invalid_value", "messages"),
     ("invalid_value", "n"),

@@ -147,6 +147,21 @@ def test_a_cut_answer_goes_on_where_it_ended(view: View, play: Stage) -> None:
     assert view.page.get_by_role("button", name="Continue").count() == 0
 
 
+def test_the_calculator_is_used_and_folded_in_what_goes_on(view: View, play: Stage) -> None:
+    play.engine.say("Twelve times seven: <|python_start|>12*", reason="length")
+    play.engine.say("<|python_start|>12*7<|python_end|><|output_start|>84<|output_end|> It is 84.")
+    view.ask("12 times 7?")
+    view.page.get_by_role("button", name="Continue").click()
+    view.wait_status("The answer is complete.")
+    view.page.get_by_text("It is 84.").wait_for()
+    assert play.engine.requests[-1].tools
+    assert play.prompt().endswith("<|assistant_start|>Twelve times seven: ")
+    call = view.page.locator("details.call")
+    assert call.count() == 1  # what was cut is begun anew
+    assert "12*7 = 84" in call.locator("summary").inner_text()
+    assert "<|" not in view.messages[-1]
+
+
 def test_numbers_of_an_answer_and_of_the_context(view: View, play: Stage) -> None:
     play.engine.say("word " * 30, hold_at=29)  # its last words come later: there is a time to tell
     view.ask("Many", wait=False)
