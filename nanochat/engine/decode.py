@@ -1,5 +1,5 @@
 """One token of every row -> the stream that the head reads.   in: Step   out: hidden_BD
-who calls: forward.py
+who calls: forward.py, paged.py
 
 The path that decides how fast a model talks.  Reading the weights empties the caches between any
 two operators, so each costs 2 to 4 us and not 1: everything that can be is done once.  For a number
