@@ -34,7 +34,7 @@ from nanochat.common import errors
 from nanochat.common.errors import NanochatError, TrainingError
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Background", "Job", "write_validation"]
+__all__ = ["Background", "Job", "fault_of", "write_validation"]
 
 NICENESS = 10
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -138,7 +138,7 @@ class Background:
         if told is not None and told["error"] is None:
             self._is_done = True
         elif told is not None:
-            self._fault = _fault_of(told["error"], told["message"])
+            self._fault = fault_of(told["error"], told["message"])
         else:
             self._fault = _death_of(process)
 
@@ -215,11 +215,14 @@ class _Wanted:
         os._exit(0)
 
 
-def _fault_of(kind: str, message: str) -> NanochatError:
+def fault_of(
+    kind: str, message: str, what: str = "the text could not be tokenized"
+) -> NanochatError:
+    """What another process has raised, to be raised here."""
     found = getattr(errors, kind, None)
     if isinstance(found, type) and issubclass(found, NanochatError):
         return found(message)
-    return TrainingError(f"the text could not be tokenized ({kind}: {message})")
+    return TrainingError(f"{what} ({kind}: {message})")
 
 
 def _death_of(process: subprocess.Popen[bytes]) -> TrainingError:

@@ -5,7 +5,6 @@ Read next: train/pretrain.py (what happens), train/plan.py (why these numbers).
 """
 
 import contextlib
-import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     Text = Texts | PreparedText
 
 __all__ = ["Config", "run"]
-
-TOKENIZER_CHARS = 100_000_000  # of the training text are enough for a vocabulary
 
 
 def run(config: Config) -> int:
@@ -146,19 +143,15 @@ def _vocab_size(config: Config, texts: Sequence["Text"]) -> int:
 
 
 def _tokenizer(config: Config, texts: Sequence["Text"]) -> "Tokenizer":
-    """That of `_tokenizer_path`, or one trained on the texts, of each as much."""
-    from nanochat.batches.chapter_writer import beginning
+    """That of `_tokenizer_path`, or one learnt from the texts, of each as much."""
     from nanochat.batches.sources import Texts
+    from nanochat.batches.vocabulary import learnt_tokenizer
     from nanochat.tokenizer.load import load_tokenizer
-    from nanochat.tokenizer.train import train_tokenizer
 
     if (path := _tokenizer_path(config, texts)) is not None:
         return load_tokenizer(path)
-    each = [text.documents("train", None) for text in texts if isinstance(text, Texts)]
-    if len(each) > 1:
-        each = [beginning(documents, TOKENIZER_CHARS // len(each)) for documents in each]
-    documents = (document.text for document in itertools.chain.from_iterable(each))
-    return train_tokenizer(documents, config.vocab_size, max_chars=TOKENIZER_CHARS, doc_cap=50_000)
+    raw = [text for text in texts if isinstance(text, Texts)]
+    return learnt_tokenizer(raw, config.vocab_size, config.home)
 
 
 def _tokenizer_path(config: Config, texts: Sequence["Text"]) -> Path | None:
