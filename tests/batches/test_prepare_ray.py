@@ -11,8 +11,9 @@ from nanochat.batches.prepare import PrepareSettings, prepare
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.pool import InTurn, RayCluster, open_executor
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.optional import needs_ray
 
-pytest.importorskip("ray")
+needs_ray()
 pytestmark = [
     pytest.mark.req("FR-032"),
     pytest.mark.filterwarnings("ignore"),  # Ray's own, of every kind

@@ -23,6 +23,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.cli.models import save_model
 from tests.conftest import REPOSITORY
 from tests.deploy.jobs import PATIENCE_S
+from tests.optional import needs_ray
 from tests.patience import wait_until
 
 QUESTION = {
@@ -76,7 +77,7 @@ def ended(job: "subprocess.Popen[Any]") -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def url(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("ray")
+    needs_ray()
     folder = tmp_path_factory.mktemp("ray")
     save_model(folder, tiny_tokenizer)
     with contextlib.ExitStack() as stack:
@@ -131,7 +132,7 @@ def test_answers_stream_and_errors_and_the_page_are_ours(url: str) -> None:
 @pytest.mark.slow
 @pytest.mark.req("FR-053", "FR-054")
 def test_on_a_cluster_the_replicas_stay(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    needs_ray()
     save_model(tmp_path, tiny_tokenizer)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

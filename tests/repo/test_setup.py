@@ -141,6 +141,14 @@ def test_dev_without_ray_says_what_is_skipped(machine: Machine) -> None:
     assert "pip install -e .[dev]\n" in machine.diary()
 
 
+def test_ci_does_not_go_without_ray(machine: Machine) -> None:
+    machine.state("index-answers")
+    machine.state("no-ray")
+    done = machine.setup("dev", CI="1")
+    assert done.returncode == 1
+    assert "no Ray for the tests of several machines, which CI does not skip" in done.stderr
+
+
 def test_dev_takes_the_browser_that_is_there(machine: Machine) -> None:
     machine.program("chromium", "exit 1")  # an empty shell of a package
     machine.program("google-chrome", "echo Chrome 156")
