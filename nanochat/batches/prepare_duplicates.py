@@ -5,12 +5,15 @@ Documents have numbers over all pieces, in the order of the corpus.  One after a
 words of an evaluation set goes, if that is asked for; of equal documents the first stays; of
 documents that are alike, found band by band (a task each, in any process), the first stays.  Every
 result is a file that is whole or absent.
-Memory: a task about 100 bytes a document, whatever the length of the documents: 1 GB for ten
-million of them, some 50 GB of text.
+Memory: a task takes the documents apart by their hashes, and holds 100 bytes for each of
+PART_DOCUMENTS and 24 for each pair it finds; who puts all together holds 30 bytes for each document
+of the corpus, and 33 for each pair of a band.
 Read next: corpus/prepare/duplicates.py (the pairs), prepare_shards.py (who reads kept-*.npy).
 """
 
 import bisect
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,12 @@ from nanochat.common.files import open_atomically, read_json, write_json_atomica
 from nanochat.common.pool import Executor
 from nanochat.corpus.prepare.duplicates import alike_pairs, equal_pairs, joined
 from nanochat.corpus.prepare.near import NUM_BINS, Signatures
+from nanochat.corpus.prepare.words import Hashes
 
 __all__ = ["DuplicateTask", "Pieces", "Removal", "find_pairs", "save_array", "settle"]
 
 NUM_PAIRS_TOLD = 5
+PART_DOCUMENTS = 8_000_000  # 0.8 GB; 600 million documents are 75 files of 0.2 GB
 
 Numbers = npt.NDArray[np.int64]
 
@@ -116,18 +121,60 @@ def find_pairs(task: DuplicateTask) -> None:
     if task.path.is_file():
         return
     pieces = Pieces(task.work, task.counts)
-    directory = task.path.parent
     if task.band is None:
-        numbers = np.flatnonzero(np.load(directory / "candidates.npy"))
-        hashes = np.concatenate([array for _, array in pieces.arrays("hashes")])
-        save_array(task.path, equal_pairs(hashes[numbers], numbers))
+        equal = [
+            equal_pairs(hashes, numbers) for numbers, hashes in _parts(task, pieces, "candidates")
+        ]
+        save_array(task.path, np.concatenate(equal))
         return
-    numbers = np.flatnonzero(np.load(directory / "unequal.npy"))
-    keys = np.concatenate([array[task.band] for _, array in pieces.arrays("bands")])[numbers]
-    pairs, alike = alike_pairs(keys, numbers, pieces.signatures, task.threshold)
-    found = np.zeros(len(pairs), [("pair", np.int64, 2), ("alike", np.float64)])
-    found["pair"], found["alike"] = pairs, alike
-    save_array(task.path, found)
+    found = []
+    for numbers, keys in _parts(task, pieces, "unequal"):
+        pairs, alike = alike_pairs(keys[:, 0], numbers, pieces.signatures, task.threshold)
+        part = np.zeros(len(pairs), [("pair", np.int64, 2), ("alike", np.float64)])
+        part["pair"], part["alike"] = pairs, alike
+        found.append(part)
+    together = np.concatenate(found)
+    order = np.lexsort((together["pair"][:, 1], together["pair"][:, 0]))
+    save_array(task.path, together[order])
+
+
+def _parts(task: DuplicateTask, pieces: Pieces, among: str) -> Iterator[tuple[Numbers, Hashes]]:
+    """The numbers of the documents among which is searched, ascending, and their hashes or keys, a
+    range of these at a time: what is equal is in one part, and the parts are in their order.
+
+    Shapes: (documents,), (documents, 2) for hashes, (documents, 1) for the keys of a band.
+    """
+    num_parts = -(-pieces.num_documents // PART_DOCUMENTS)
+    if num_parts == 1:
+        each = list(_read(task, pieces, among))
+        yield np.concatenate([n for n, _ in each]), np.concatenate([values for _, values in each])
+        return
+    with tempfile.TemporaryDirectory(dir=task.path.parent, prefix=f".{task.path.stem}.") as folder:
+        width = 2 if task.band is None else 1
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context((Path(folder) / f"{part}").open("wb"))
+                for part in range(num_parts)
+            ]
+            for numbers, values in _read(task, pieces, among):
+                rows = np.column_stack([numbers.astype(np.uint64), values])
+                owners = ((values[:, 0] >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32)
+                for part in np.unique(owners).tolist():
+                    rows[owners == part].tofile(files[part])
+        for part in range(num_parts):
+            rows = np.fromfile(Path(folder) / f"{part}", np.uint64).reshape(-1, 1 + width)
+            yield rows[:, 0].astype(np.int64), np.ascontiguousarray(rows[:, 1:])
+
+
+def _read(task: DuplicateTask, pieces: Pieces, among: str) -> Iterator[tuple[Numbers, Hashes]]:
+    """Of each piece: the numbers of the documents among which is searched, and their values."""
+    is_among = np.load(task.path.parent / f"{among}.npy", mmap_mode="r")
+    name = "hashes" if task.band is None else "bands"
+    for piece, array in pieces.arrays(name):
+        start = int(pieces.ends[piece]) - pieces.counts[piece]
+        mine = np.flatnonzero(is_among[start : start + pieces.counts[piece]])
+        values = array if task.band is None else array[task.band].reshape(-1, 1)
+        yield start + mine, values[mine]
 
 
 def settle(

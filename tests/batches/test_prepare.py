@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.batches import prepare as prepare_module
+from nanochat.batches import prepare_duplicates
 from nanochat.batches.prepare import Prepared, PrepareSettings, prepare
 from nanochat.batches.prepare_place import begin_anew
 from nanochat.batches.prepare_report import report_lines
@@ -255,6 +256,27 @@ def _contents(directory: Path) -> dict[Path, int]:
     """Finished shards, which are not to be written again."""
     shards = (path for part in ("train", "validation") for path in directory.glob(f"{part}/0*/*"))
     return {path: path.stat().st_mtime_ns for path in shards}
+
+
+def test_documents_are_compared_part_by_part_with_the_same_result(
+    prepared: Prepared, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of more than PART_DOCUMENTS: no search holds more than a part of it."""
+    sizes: list[int] = []
+    for name in ("equal_pairs", "alike_pairs"):
+        search = getattr(prepare_duplicates, name)
+
+        def counted(values: Any, numbers: Any, *more: Any, search: Any = search) -> Any:
+            sizes.append(len(numbers))
+            assert (np.diff(numbers) > 0).all()
+            return search(values, numbers, *more)
+
+        monkeypatch.setattr(prepare_duplicates, name, counted)
+    monkeypatch.setattr(prepare_duplicates, "PART_DOCUMENTS", 30)
+    found = prepare(corpus.settings(), tmp_path / "it", InTurn())
+    assert identity(found) == identity(prepared)
+    assert found.report["duplicates"]["equal"] and found.report["duplicates"]["alike"]
+    assert len(sizes) == 22 * 9 and max(sizes) < 60
 
 
 def test_what_is_complete_is_found(corpus: Corpus, prepared: Prepared) -> None:
