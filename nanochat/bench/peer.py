@@ -49,9 +49,7 @@ def peer_figures(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise PeerFailed(
-            f"{name} had no figures after {PEER_S:g} s: measure less of it"
-        ) from None
+        raise PeerFailed(f"{name} had no figures after {PEER_S:g} s: measure less of it") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
         raise PeerFailed(
