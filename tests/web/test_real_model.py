@@ -1,22 +1,17 @@
 """The page on real models: one with random weights and one that never ends, engine and server."""
 
-import dataclasses
 import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import expect
 
 from nanochat.engine.engine import Engine
 from nanochat.engine.request import SamplingParams
-from nanochat.model.config import GPTConfig
-from nanochat.model.gpt import GPT
-from nanochat.model.init import initialize
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.endless import endless_model
 from tests.engine.conftest import CONTEXT_LEN, random_model
 from tests.patience import wait_until
 from tests.web.conftest import View
@@ -49,30 +44,6 @@ def test_a_conversation_with_a_real_model(
         wait_until(lambda: engine.num_active == 0)
 
 
-def endless_model(tokenizer: Tokenizer) -> GPT:
-    """Computes 6*7, and then writes "qj qj" for ever.
-
-    Its blocks add nothing and each token has a direction of its own, so that the head says which
-    token follows which.
-    """
-    special, letter = tokenizer.special, lambda text: tokenizer.encode(text)[0]
-    start, end = special("<|python_start|>"), special("<|python_end|>")
-    chain = [special("<|assistant_start|>"), start, *map(letter, "6*7"), end]
-    loop = [special("<|output_end|>"), *map(letter, "qj q")]
-    config = GPTConfig.from_depth(
-        2, vocab_size=300, context_len=50_000, head_dim=32, aspect_ratio=160
-    )
-    model = GPT(dataclasses.replace(config, num_kv_heads=1))
-    initialize(model)
-    weight = model.embedding.weight
-    assert weight.size(0) <= weight.size(1), "a direction for each token"
-    weight.data = torch.eye(*weight.shape)
-    model.head.weight.data.zero_()
-    for before, after in (*pairwise(chain), *pairwise(loop)):
-        model.head.weight.data[after, before] = 1
-    return model.eval().requires_grad_(False)
-
-
 def test_what_goes_on_for_ever_is_stopped_edited_and_exported(
     new_view: Callable[..., View], tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -82,9 +53,10 @@ def test_what_goes_on_for_ever_is_stopped_edited_and_exported(
         defaults=SamplingParams(temperature=0.0),
     )  # fmt: skip
 
-    def stop(view: View, key: str | None = None) -> str:
-        """What there is once it has been stopped, on the page and in the engine."""
+    def stop(view: View, key: str | None = None, before: str = "") -> str:
+        """What there is once more has come and it has been stopped, in the engine too."""
         view.wait_writing("qj qj qj")
+        view.comes(lambda: len(view.messages[-1]) > len(before), True)
         assert engine.num_active == 1
         view.forget_status()
         if key is None:
@@ -103,8 +75,8 @@ def test_what_goes_on_for_ever_is_stopped_edited_and_exported(
         first = stop(view)
         assert "6*7 = 42" in view.page.locator("details.call summary").inner_text()
         view.page.get_by_role("button", name="Continue").click()
-        longer = stop(view, "Escape")
-        assert len(longer) > len(first) and longer.split("qj", 1)[1].split(" ")[1] == "qj"
+        longer = stop(view, "Escape", first)
+        assert longer.startswith(first) and "qjqj" not in longer
         view.press("Edit", 0)
         view.page.get_by_label("Edit your message").fill("Once more")
         view.page.keyboard.press("Enter")
