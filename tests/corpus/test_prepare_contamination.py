@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanochat.common.errors import DataError
+from nanochat.corpus.prepare import contamination
 from nanochat.corpus.prepare.contamination import EvaluationSets
 from nanochat.corpus.prepare.entry_files import entry_files, has_entry_files
 from nanochat.corpus.prepare.words import words_of
@@ -130,3 +133,15 @@ def test_a_folder_without_entries_and_a_damaged_file_are_told(tmp_path: Path) ->
     (tmp_path / "b.jsonl").write_text('{"text": \n')
     with pytest.raises(DataError, match=r"b\.jsonl, line 1: not JSON"):
         EvaluationSets.read([tmp_path])
+
+
+@given(
+    highs=st.lists(st.integers(0, 3), max_size=60),
+    lows=st.lists(st.integers(0, 5), min_size=60, max_size=60),
+)
+def test_hashes_are_ordered_as_by_argsort(highs: list[int], lows: list[int]) -> None:
+    """Few values that differ in their lowest bits alone: what the shortcut has to mend."""
+    pairs = zip(highs, lows, strict=False)
+    hashes = np.array([(high << 40) + low for high, low in pairs], np.uint64)
+    order = contamination._order(hashes)
+    assert order.tolist() == np.argsort(hashes, kind="stable").tolist()

