@@ -370,7 +370,8 @@ class Engine:
             return []
         fork = self.scheduler.fork(answer.sequence, request.num_samples)
         self.steps.copy(fork.copies)
-        children = [self._admission.further(answer, sequence) for sequence in fork.children]
+        with torch.inference_mode(False):  # what they have said is counted outside of it, too
+            children = [self._admission.further(answer, sequence) for sequence in fork.children]
         self._jobs.update((child.sequence, child) for child in children)
         with self._lock:
             self._active[request.request_id] += len(children)

@@ -1,4 +1,4 @@
-"""engine.py and runner.py: exact whoever shares the batch, fair, unharmed by what goes wrong."""
+"""engine.py and steps.py: exact whoever shares the batch, fair, unharmed by what goes wrong."""
 
 import gc
 import json

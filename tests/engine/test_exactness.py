@@ -27,7 +27,7 @@ from tests.conftest import LOGITS_ATOL
 from tests.engine.conftest import CONTEXT_LEN, random_model, random_tokens
 from tests.engine.test_engine import scripted
 from tests.patience import wait_until
-from tests.twins.generation import assert_greedy, logits_of
+from tests.twins.generation import assert_greedy, assert_logprobs, logits_of
 
 Ask = Callable[..., Request]
 
@@ -51,11 +51,13 @@ def test_giving_way_changes_nothing(any_model: GPT, tiny_tokenizer: Tokenizer, a
     assert engine.stats().num_preemptions > 0
     for prompt, events in zip(prompts, answers, strict=True):
         assert_greedy(any_model, prompt, tokens_of(events))
+        assert_logprobs(any_model, prompt, events)
     asked = [ask(prompt, temperature=1.0, seed=9, max_tokens=30) for prompt in prompts]
     crowded = engine.generate(asked)
     for request, events in zip(asked, crowded, strict=True):
         [alone] = Engine(any_model, tiny_tokenizer).generate([request])
         assert tokens_of(events) == tokens_of(alone)
+        assert_logprobs(any_model, request.prompt_tokens, events)
 
 
 @pytest.mark.req("FR-010", "SC-004")
@@ -71,32 +73,55 @@ def test_a_known_beginning_changes_nothing(
         [events] = engine.generate([ask(prompt)])
         assert engine.stats().num_hit_tokens - before >= 2 * BLOCK_TOKENS
         assert_greedy(any_model, prompt, tokens_of(events))
+        assert_logprobs(any_model, prompt, events)
     before = engine.stats().num_hit_tokens
     other = [beginning[0] + 1, *beginning[1:]]  # the first token differs: nothing is known
     [events] = engine.generate([ask(other)])
     assert engine.stats().num_hit_tokens == before
     assert_greedy(any_model, other, tokens_of(events))
+    assert_logprobs(any_model, other, events)
 
 
 @pytest.mark.req("FR-010", "FR-052")
-def test_several_answers_to_one_prompt(model: GPT, tiny_tokenizer: Tokenizer) -> None:
+def test_several_answers_to_one_prompt(any_model: GPT, tiny_tokenizer: Tokenizer) -> None:
     """The first is the one that would come alone; the prompt is read once."""
     prompt = random_tokens(37, seed=3)
     sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=4)
-    engine = Engine(model, tiny_tokenizer)
+    engine = Engine(any_model, tiny_tokenizer)
     request = Request(request_id="n", prompt_tokens=tuple(prompt), sampling=sampling, num_samples=5)
     [events] = engine.generate([request])
     answers = [tokens_of(events, sample) for sample in range(5)]
+    for sample in range(5):
+        own = [event for event in events if event.sample == sample]
+        assert_logprobs(any_model, prompt, own)
     assert [len(answer) for answer in answers] == [12] * 5
     assert len({tuple(answer) for answer in answers}) > 1
     assert sum(event.finish_reason is not None for event in events) == 5
     assert engine.stats().num_fed_tokens <= len(prompt) + 5 * 12
     alone = Request(request_id="1", prompt_tokens=tuple(prompt), sampling=sampling)
-    assert tokens_of(Engine(model, tiny_tokenizer).generate([alone])[0]) == answers[0]
+    assert tokens_of(Engine(any_model, tiny_tokenizer).generate([alone])[0]) == answers[0]
     # Without memory for all at once, those that wait are computed later, to the same answers.
-    crowded = small_engine(model, tiny_tokenizer, num_rows=2)
+    crowded = small_engine(any_model, tiny_tokenizer, num_rows=2)
     [again] = crowded.generate([request])
     assert [tokens_of(again, sample) for sample in range(5)] == answers
+
+
+@pytest.mark.req("FR-012", "FR-052")
+def test_each_answer_is_penalized_for_what_it_said_itself(
+    model: GPT, tiny_tokenizer: Tokenizer, ask: Ask
+) -> None:
+    sampling = SamplingParams(
+        max_tokens=30, temperature=1.0, seed=4, repetition_penalty=1.5, frequency_penalty=1.0
+    )
+    prompt = tuple(random_tokens(9, seed=3))
+    request = Request(request_id="n", prompt_tokens=prompt, sampling=sampling, num_samples=3)
+    neighbour = ask(random_tokens(5), max_tokens=30)
+    events, beside = Engine(model, tiny_tokenizer).generate([request, neighbour])
+    assert_greedy(model, neighbour.prompt_tokens, tokens_of(beside))
+    alone = Request(request_id="1", prompt_tokens=prompt, sampling=sampling)
+    [only] = Engine(model, tiny_tokenizer).generate([alone])
+    assert tokens_of(events) == tokens_of(only)
+    assert all(len(tokens_of(events, sample)) == 30 for sample in range(3))
 
 
 @pytest.mark.req("FR-038", "FR-040")
@@ -134,7 +159,7 @@ def test_how_likely_the_prompt_was(model: GPT, tiny_tokenizer: Tokenizer) -> Non
         request_id="p", prompt_tokens=tuple(prompt), sampling=sampling, prompt_logprobs=3
     )
     engine = Engine(model, tiny_tokenizer, step_tokens=16, max_rows=4)
-    for _ in range(2):  # cold, and with a beginning that is known
+    for _ in range(2):  # a prompt that is asked about is read as a whole, known or not
         [[first, *rest]] = engine.generate([request])
         assert [each.token for each in first.prompt_logprobs] == prompt
         assert first.prompt_logprobs[0].logprob is None

@@ -13,7 +13,7 @@ from nanochat.engine.forward import Forward, Piece
 from nanochat.engine.kvmemory import KVMemory
 from nanochat.engine.request import NO_TOKEN
 from nanochat.model.gpt import GPT
-from tests.conftest import LOGITS_ATOL
+from tests.conftest import FORMAT_TOLERANCES, LOGITS_ATOL
 from tests.engine.conftest import GENERATIONS, random_tokens
 from tests.golden.parity import from_golden, from_shared, model_of
 
@@ -119,10 +119,6 @@ def test_parity(generation: Any, source: str, request: pytest.FixtureRequest) ->
         hidden.append(forward.decode([tokens[at]], [tokens[at - 1]], [at], [tables], memory))
     got = forward.logits(torch.cat(hidden))[:: figures.logits_every]
     assert furthest(got, figures.logits[0]) <= LOGITS_ATOL
-
-
-# The worst logit's distance from the float32 model's, over the spread of its logits.
-FORMAT_TOLERANCES = {"bfloat16": 0.08, "int8": 0.25, "int4": 1.2}
 
 
 @pytest.mark.parametrize("format", FORMAT_TOLERANCES)
