@@ -34,9 +34,7 @@ def named_in(head: str) -> set[str]:
 
 
 def test_names_are_found() -> None:
-    head = (
-        "x   who calls: app.py, web/api.js\n\nBut b.py.\nRead next: one.py (two.md),\nlast.py"
-    )
+    head = "x   who calls: app.py, web/api.js\n\nBut b.py.\nRead next: one.py (two.md),\nlast.py"
     assert named_in(head) == {"app.py", "web/api.js", "one.py", "two.md", "last.py"}
     assert len(HEADED) > 300
 
