@@ -25,8 +25,11 @@ if [ "$node" = 0 ]; then is_host=true; fi
 if [ -n "${INTERFACE:-}" ]; then
     export GLOO_SOCKET_IFNAME="$INTERFACE" NCCL_SOCKET_IFNAME="$INTERFACE"
 fi
+# A machine that comes back finds the others only where each start has a store of its own (PyTorch 2.11
+# to 2.13); what is to be remembered from start to start is kept where the launchers meet.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export PET_RDZV_BACKEND=c10d PET_RDZV_ENDPOINT="$address:${PORT:-29400}"
 # Without -- torchrun of Python 3.11 takes our --run for an unfinished word of its own.
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "${NODES:-2}" --nproc-per-node "${RANKS:-auto}" --max-restarts 3 \
-    --rdzv-backend c10d --rdzv-id nanochat --rdzv-endpoint "$address:${PORT:-29400}" \
-    --rdzv-conf "is_host=$is_host" ${OWN:+--local-addr "$OWN"} -m -- nanochat "$@"
+    --rdzv-id nanochat --rdzv-conf "is_host=$is_host" ${OWN:+--local-addr "$OWN"} -m -- nanochat "$@"

@@ -186,15 +186,15 @@ def current_world() -> World:
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, size = _store_of_all()
+    memory = store if _is_launchers_store() else _store_of_rendezvous()
     counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    start = meet(store, rank, size, counted)
+    start = meet(store, rank, size, counted, memory)
     # From here on a rank that dies is missed, in the middle of making connections too.
     watch = _start_watch(rank, size, start) if size > 1 else None
     store.set_timeout(TIMEOUT)
     own = torch_dist.PrefixStore(start.word, store)  # type: ignore[attr-defined]
     torch_dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    memory = store if _is_launchers_store() else None
     return World(rank, size, local_rank, num_local, start.number, watch, memory)
 
 
@@ -215,6 +215,15 @@ def _store_of_all() -> tuple[Any, int, int]:
 def _is_launchers_store() -> bool:
     """Whether torchrun holds the store, which outlives the ranks; else the first rank does."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store_of_rendezvous() -> Any:
+    """Where torchrun's launchers meet, if their own variables say where that is: it lasts as long
+    as the job, whichever machine comes and goes.  None where nobody says."""
+    host, _, port = os.environ.get("PET_RDZV_ENDPOINT", "").rpartition(":")
+    if not host or os.environ.get("PET_RDZV_BACKEND") != "c10d":
+        return None
+    return torch_dist.TCPStore(host, int(port), is_master=False, timeout=STORE_TIMEOUT)  # type: ignore[attr-defined]
 
 
 def _start_watch(rank: int, size: int, start: Start) -> Watch:

@@ -36,24 +36,36 @@ class Start(NamedTuple):
     """How many there were before it."""
 
 
-def meet(store: Any, rank: int, size: int, num_counted: int = 0, limit_s: float = LIMIT_S) -> Start:
+def meet(
+    store: Any,
+    rank: int,
+    size: int,
+    num_counted: int = 0,
+    memory: Any = None,
+    *,
+    limit_s: float = LIMIT_S,
+) -> Start:
     """The start that this rank is part of, once all ranks are here.
 
-    `num_counted` is what the launcher counts; the largest of all ranks' is believed where the store
-    knows of fewer starts.
+    `num_counted` is what the launcher counts; the largest of all ranks' is believed where fewer
+    starts are known of in `memory`, a store that outlives them (None: this one).
     Raises: TrainingError naming who has not come.
     """
     try:
         if rank:
             return _join(store, rank, num_counted, limit_s)
-        return _gather(store, size, num_counted, limit_s)
+        word, num_counted = _gather(store, size, num_counted, limit_s)
+        number = max((memory or store).add(f"{PLACE}/count", 1) - 1, num_counted)
+        store.set(f"{PLACE}/{word}/number", str(number))
+        return Start(word, number)
     except RuntimeError as error:  # torch's, which knows no rank
         if isinstance(error, TrainingError):
             raise
         _give_up(f"rank {rank} of {size}", f"rank 0 and the store with it ({error})", limit_s)
 
 
-def _gather(store: Any, size: int, num_counted: int, limit_s: float) -> Start:
+def _gather(store: Any, size: int, num_counted: int, limit_s: float) -> tuple[str, int]:
+    """The word of this start, and the most restarts that any rank's launcher counts."""
     word, end_s = secrets.token_hex(8), time.monotonic() + limit_s
     answered: dict[int, bytes] = {}
     missing = set(range(1, size))
@@ -72,10 +84,7 @@ def _gather(store: Any, size: int, num_counted: int, limit_s: float) -> Start:
             _give_up(f"rank 0 of {size}", f"rank {names}", limit_s)
         if missing:
             time.sleep(POLL_S)
-    num_before = store.add(f"{PLACE}/count", 1) - 1
-    number = max(num_before, num_counted)
-    store.set(f"{PLACE}/{word}/number", str(number))
-    return Start(word, number)
+    return word, num_counted
 
 
 def _join(store: Any, rank: int, num_counted: int, limit_s: float) -> Start:

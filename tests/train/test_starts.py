@@ -1,5 +1,7 @@
 """Ranks that belong together find each other, whatever the launcher counts and the store keeps."""
 
+import os
+import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from nanochat.train.stages import open_stage
 from tests.conftest import REPOSITORY
 from tests.deploy.jobs import running
 from tests.deploy.test_two_nodes import environment, free_port
+from tests.patience import wait_until
 from tests.train.ranks import PATIENCE_S
 
 pytestmark = pytest.mark.req("FR-016", "EC-5")
@@ -99,10 +102,16 @@ def test_overwrite_and_resume_contradict_each_other() -> None:
             config(**model, overwrite=True, resume=True)
 
 
+def test_starts_are_counted_where_the_launchers_meet() -> None:
+    """Each start has a store of its own there, and no launcher needs to have counted it."""
+    memory = torch_dist.HashStore()
+    assert [meet(torch_dist.HashStore(), 0, 1, 0, memory).number for _ in range(3)] == [0, 1, 2]
+
+
 # Two machines with a rank each.  At the first start the second rank is killed, once it has added
 # something up with the first; the machine of the first one then counts no restart.
 RANK = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from nanochat.common.dist import current_world
 
@@ -110,35 +119,58 @@ world = current_world()
 with world.together():
     world.remember("it") if world.is_first else None
     assert world.total(1) == 2
-    counted = os.environ["TORCHELASTIC_RESTART_COUNT"]
     with Path(sys.argv[1]).open("a") as file:
         file.write(f"{world.num_restarts} {world.rank} {world.has_done('it')}\\n")
     if not world.num_restarts:
-        if world.rank == 1:
+        if world.rank == 1 and sys.argv[2] == "rank":
             os.kill(os.getpid(), signal.SIGKILL)
-        signal.pause()
+        while True:
+            time.sleep(0.1)
+            world.total(1)
 world.watch.leave()
 os._exit(0)
 """
 
 
-@pytest.mark.timeout(PATIENCE_S)
-def test_two_machines_go_on_after_a_rank_of_one_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies", ["rank", pytest.param("machine", marks=pytest.mark.slow)])
+@pytest.mark.timeout(2 * PATIENCE_S)
+def test_two_machines_go_on_after_one_of_them_lost_its_rank(dies: str, tmp_path: Path) -> None:
+    """Launched as by deploy/two_nodes.sh; a machine that was lost is given its line again."""
     (tmp_path / "rank.py").write_text(RANK)
-    said = environment(PYTHONPATH=str(REPOSITORY))
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-    words += ["--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
-    words += ["--rdzv-id", "nanochat", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-    words += ["--local-addr", "127.0.0.1", "--monitor-interval", "0.05"]
-    script = [str(tmp_path / "rank.py"), str(tmp_path / "told")]
-    output = tmp_path / "output"
+    told, output = tmp_path / "told", tmp_path / "output"
+    said = environment(
+        PYTHONPATH=str(REPOSITORY),
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        PET_RDZV_BACKEND="c10d",
+        PET_RDZV_ENDPOINT=f"127.0.0.1:{free_port()}",
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--rdzv-id",
+        "nanochat",
+    ]
+    words += ["--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", "127.0.0.1"]
+    words += ["--monitor-interval", "0.05"]
+    lines = [
+        [*words, "--rdzv-conf", f"is_host={is_host}", str(tmp_path / "rank.py"), str(told), dies]
+        for is_host in ("true", "false")
+    ]
     with ExitStack() as stack:
-        hosts = [
-            stack.enter_context(
-                running([*words, "--rdzv-conf", f"is_host={is_host}", *script], said, output)
+        first, second = (stack.enter_context(running(line, said, output)) for line in lines)
+        if dies == "machine":
+            wait_until(
+                lambda: told.exists() and len(told.read_text().splitlines()) == 2, PATIENCE_S
             )
-            for is_host in ("true", "false")
-        ]
+            children = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+            for process in (second.pid, *map(int, children)):
+                os.kill(process, signal.SIGKILL)
+            second.wait()
+            second = stack.enter_context(running(lines[1], said, output))
+        hosts = (first, second)
         assert [host.wait(PATIENCE_S) for host in hosts] == [0, 0], output.read_text()
-    told = (tmp_path / "told").read_text().splitlines()
-    assert sorted(told) == ["0 0 False", "0 1 False", "1 0 True", "1 1 True"]
+    lines_told = sorted(told.read_text().splitlines())
+    assert lines_told == ["0 0 False", "0 1 False", "1 0 True", "1 1 True"]
