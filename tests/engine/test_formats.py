@@ -27,6 +27,7 @@ from tests.twins.generation import assert_follows
 pytestmark = [
     pytest.mark.req("FR-010", "FR-015", "SC-004"),
     pytest.mark.parametrize("format", REROUNDED),
+    pytest.mark.parametrize("any_model", ["v1", "v3", "v5"], indirect=True),
 ]
 
 Ask = Callable[..., Request]

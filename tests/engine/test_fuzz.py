@@ -102,7 +102,7 @@ def test_whatever_others_ask_nobody_is_disturbed(model: GPT, tiny_tokenizer: Tok
     num_together = 0
 
     @given(st.lists(st.tuples(REQUEST, SAMPLING), min_size=5, max_size=10), st.data())
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     def ask(asked: list[tuple[dict[str, Any], dict[str, Any]]], data: st.DataObject) -> None:
         nonlocal num_together
         proper = [properly(30), properly(31)]
@@ -131,7 +131,7 @@ def test_whatever_others_ask_nobody_is_disturbed(model: GPT, tiny_tokenizer: Tok
         assert stats.num_free_blocks == stats.num_blocks and stats.num_running == 0
 
     ask()
-    assert num_together > 15
+    assert num_together > 8
     assert engine.stats().num_preemptions > 0
 
 
