@@ -189,7 +189,11 @@ class KnownPieces:
 
 def _copy(tokens: Tokens, begins: Numbers, counts: Numbers, pool: Tokens, places: Numbers) -> None:
     """So many tokens from each place of the pool to where they begin, at least one each."""
+    for index in np.flatnonzero(counts > MOST_BYTES).tolist():  # rare, and of any length
+        begin, count, place = int(begins[index]), int(counts[index]), int(places[index])
+        tokens[begin : begin + count] = pool[place : place + count]
     tokens[begins] = pool[places]
+    counts = np.where(counts > MOST_BYTES, 1, counts)
     offset = 1
     while (more := np.flatnonzero(counts > offset)).size:
         begins, counts, places = begins[more], counts[more], places[more]

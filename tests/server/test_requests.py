@@ -35,7 +35,7 @@ def test_usage_is_a_truth_value() -> None:
 
 def test_the_cache_is_steered_in_litellms_words() -> None:
     asked = CacheControl.model_validate({"ttl": 60, "no-cache": True})
-    assert (asked.ttl, asked.no_cache, asked.no_store) == (60, True, False)
+    assert (asked.ttl, asked.no_cache, asked.no_store) == (60, True, None)
     with pytest.raises(ValidationError):
         CacheControl.model_validate({"ttl": 0})
 
