@@ -41,6 +41,7 @@ def test_the_limit_holds_for_every_process() -> None:
     assert not too_much.to_json(300_000_000)["ok"]
 
 
+@pytest.mark.slow
 def test_training_and_preparing_stay_within_a_small_memory(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_crash_is_an_error_of_its_requests_alone(
     assert worker.process_id not in (None, first)
 
 
+@pytest.mark.slow  # tests/server/test_dead_worker.py has the same over HTTP
 @pytest.mark.req("FR-054")
 def test_one_that_was_started_is_replaced_by_itself(
     model: tuple[GPT, Path], monkeypatch: pytest.MonkeyPatch
