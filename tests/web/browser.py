@@ -11,8 +11,8 @@ PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
-# --no-sandbox: root in a container has no other way; the page is our own.  Layers are put together by
-# the processor itself: the GPU that it would play otherwise costs it more.
+# --no-sandbox: root in a container has no other way; the page is our own.  Layers are put together
+# by the processor itself: the GPU that it would play otherwise costs it more.
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
