@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import nanochat
-from nanochat.batches.chapter_writer import ChapterWriter, beginning
+from nanochat.batches.chapter_writer import ChapterWriter, beginning, ending_of
 from nanochat.batches.sources import Texts
 from nanochat.batches.store_cache import kept_store
 from nanochat.batches.store_writer import tokenize_corpus
@@ -181,6 +181,8 @@ def _write(job: Job, wanted: "_Wanted") -> dict[str, str | None]:
     writer = ChapterWriter(Path(job.chapters), texts.onward, tokenizer, job.chapter_chars)
     number = 0
     while writer.write(number) is not None:
+        if ending_of(Path(job.chapters), number).next is None:
+            break  # nobody will want what comes after it
         number += 1
         wanted.wait(number)
     return {"error": None}

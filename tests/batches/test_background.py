@@ -93,6 +93,15 @@ def test_it_writes_what_is_waited_for(
     helper.check()
 
 
+def test_it_ends_with_the_text_whoever_wants_no_more(
+    corpus: Corpus, job: Job, helper: Background, tmp_path: Path
+) -> None:
+    """Where it was ahead all the time, nobody asks for what would come after the last chapter."""
+    helper.want(len(expected(corpus, tmp_path)) - 1)
+    wait_until(lambda: _is_done(helper))
+    assert fingerprints(chapters_of(corpus, job, helper)) == expected(corpus, tmp_path / "again")
+
+
 def _is_done(helper: Background) -> bool:
     helper.check()
     return helper._is_done
