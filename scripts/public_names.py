@@ -3,8 +3,8 @@ who calls: scripts/check.py, tests/repo/test_scripts.py; --list prints every nam
 
 A public name stands in a module's __all__, or is a public method of a class that does.  It has to
 have a docstring and to be executed by a test: a line of its body, as the coverage of the last whole
-test run has it.  Of a class without code of its own (an exception, a tuple) it is a line that makes
-one, or its name in a test.
+test run has it.  Of what has no code of its own (an exception, a tuple, a method that does nothing)
+it is a line that calls it, or its name in a test.
 """
 
 import ast
@@ -66,7 +66,7 @@ def problems(
 ) -> Iterator[str]:
     """One line for every name without a docstring, and for every name no test executes.
 
-    `mentioned` are the words that count for a class without code of its own.
+    `mentioned` are the words that count for what has no code of its own.
     """
     for entry in names:
         where = f"{entry.module}.{entry.name} ({entry.kind})"
@@ -75,8 +75,8 @@ def problems(
         is_run = entry.kind == "protocol" or bool(
             lines_run.get(entry.module, set()) & set(entry.lines)
         )
-        if entry.kind == "class" and not entry.lines:
-            is_run = entry.name in mentioned
+        if not entry.lines and entry.kind != "protocol":
+            is_run = entry.name.rpartition(".")[2] in mentioned
         if not is_run:
             yield f"{where} is executed by no test"
 

@@ -1,12 +1,19 @@
 """nanochat bench data: the same files for all, and a peer with our vocabulary."""
 
+import base64
+import itertools
 import json
 import random
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import nanochat
+from nanochat.bench import data as bench_data_module
+from nanochat.bench import peer_data
 from nanochat.bench.data import DataBench, bench_data, write_corpus
 from nanochat.bench.peer import PeerFailed
 from nanochat.cli.bench_data import Config
@@ -137,3 +144,34 @@ def test_a_peer_that_fails_is_told(text: Path, peer: Path) -> None:
 def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config(**({"data": ("a.txt",)} | changes))
+
+
+def test_a_vocabulary_is_timed(text: Path) -> None:
+    assert bench_data_module.main([str(text), "1", "300"])["wall_s"] > 0
+
+
+def test_the_peers_process_counts_what_it_encodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch fills its buffer and does not count."""
+    loader = types.ModuleType("nanochat.dataloader")
+
+    def batches(tokenizer: Any, rows: int, context_len: int, split: str, device: str) -> Any:
+        for number in itertools.count(1):
+            tokenizer.encode(["abc"] * 10 * number, prepend=tokenizer.bos, num_threads=4)
+            yield torch.zeros(rows, context_len), None
+
+    loader.tokenizing_distributed_data_loader_bos_bestfit = batches  # type: ignore[attr-defined]
+    names: dict[str, Any] = {}
+    exec(FAKE_TOKENIZER, names)
+    monkeypatch.setattr(nanochat, "dataloader", loader, raising=False)
+    monkeypatch.setattr(
+        "nanochat.tokenizer.RustBPETokenizer", names["RustBPETokenizer"], raising=False
+    )
+    ranks = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    (tmp_path / "ranks").write_text("\n".join(ranks))
+    setting = {"ranks": str(tmp_path / "ranks"), "pattern": ".", "special_tokens": {"<|bos|>": 256},
+               "rows": 2, "context_len": 8, "tokens": 100}  # fmt: skip
+    found = peer_data.main(setting)
+    # 20 and 30 texts of four tokens, after the first ten.
+    assert (found["tokens"], found["encoded_tokens"]) == (2 * 16, 20 * 4 + 30 * 4)

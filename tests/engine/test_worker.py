@@ -1,9 +1,11 @@
 """An engine in a process of its own: the same answers, and a crash that costs its requests only."""
 
 import json
+import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from nanochat.engine import worker as worker_module
 from nanochat.engine.load import EngineSpec
 from nanochat.engine.request import Request, SamplingParams, TokenEvent
 from nanochat.engine.worker import EngineProcess
+from nanochat.engine.worker_process import serve
 from nanochat.model.gpt import GPT
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -226,6 +229,18 @@ def test_a_reader_that_fails_costs_itself_alone(worker: EngineProcess) -> None:
     worker.submit(request("broken", [1]), broken)
     assert isinstance(ask(worker, request("fine", [1]))[-1], TokenEvent)
     wait_until(lambda: worker.num_active == 0)
+
+
+def test_the_process_tells_why_it_cannot_load(
+    model: tuple[GPT, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own words, without a process around them."""
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    serve(EngineSpec(model="absent", home=model[1]), theirs)
+    with pytest.raises(CheckpointError, match="'absent' is neither a directory nor a run"):
+        raise ours.recv()
 
 
 def test_what_cannot_be_loaded_is_said(model: tuple[GPT, Path]) -> None:
