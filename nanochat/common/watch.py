@@ -47,7 +47,7 @@ class Watch:
         self._unheard = f"0|rank {self._next}|0"  # as if it had said so when all were there
         self._last_beat, self._heard_s = "", time.monotonic()
         self._holds_store = holder is None and rank == 0
-        self._holder, self._is_holder_known = holder or "rank 0", holder is not None
+        self._holder, self._has_named_holder = holder or "rank 0", holder is not None
         self._num_beats = 0
         self._grace_s = GRACE_S
         self._lock = threading.Lock()
@@ -59,8 +59,9 @@ class Watch:
         return self._me
 
     def start(self) -> None:
-        """Say that we are here, and listen from now on."""
+        """Say that we are here, learn who holds the store, and listen from now on."""
         self._beat()
+        self._learn_holder()
         self._thread.start()
 
     def tell(self, words: str) -> None:
@@ -112,7 +113,6 @@ class Watch:
                     self._fault = self._store.get(FAULT).decode()
                 else:
                     self._listen(self._said_by(self._next) or self._unheard)
-                    self._learn_holder()
         except RuntimeError as error:
             self._fault = (
                 f"{self._holder} is gone after step {self.step}, and the store of all ranks with "
@@ -126,9 +126,14 @@ class Watch:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _learn_holder(self) -> None:
-        """The first rank's machine and process, once: without it nobody could say who it was."""
-        if not self._is_holder_known and (beat := self._said_by(0)):
-            self._holder, self._is_holder_known = beat.split("|")[1], True
+        """The first rank's machine and process, from its first beat, which is waited for: once its
+        store has gone with it, nobody could say who it was."""
+        if self._has_named_holder:
+            return
+        try:
+            self._holder = self._store.get("beat/0").decode().split("|")[1]
+        except RuntimeError:
+            pass  # gone already: the next beat says so
 
     def _listen(self, beat: str) -> None:
         if beat != self._last_beat:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_who_goes_silent_is_missed(impatient: None) -> None:
     fault = first.explain()
     assert fault is not None and "after step 4: it was killed, or its machine is gone" in fault
     assert fault.startswith("rank 1 (") and third.explain() == fault
+
+
+class GoneStore:
+    """What is left of the connection to a store whose holder was killed."""
+
+    def set(self, key: str, value: str) -> None:
+        raise RuntimeError("Broken pipe")
+
+
+@pytest.mark.req("FR-016", "EC-5")
+def test_who_holds_the_store_is_known_by_name_before_the_first_step(quick: None) -> None:
+    """Killed in its first second, and late with its first beat."""
+    store = torch_dist.HashStore()
+    first, second = (Watch(store, rank, 2) for rank in range(2))
+    starting = threading.Thread(target=second.start)
+    starting.start()
+    wait_until(lambda: store.check(["beat/1"]))
+    first.start()
+    starting.join(60)
+    second._store = GoneStore()
+    fault = second.explain()
+    assert fault is not None and fault.startswith(f"{first.name} is gone after step 0, and the st")
+    first.leave()
 
 
 @pytest.mark.req("FR-016")
