@@ -72,7 +72,8 @@ bench-eval: dev
 # One, ten and sixteen users of a model of depth 12; fails where the first token of an idle server
 # comes after 200 ms.
 bench-serve: setup
-	@$(BIN)/nanochat bench serve --depth 12 --users 1,10,16 --engine --max-ttft-ms 200 $(ARGS)
+	@$(BIN)/nanochat bench serve --depth 12 --users 1,10,16 --seconds 12 --output-tokens 48 \
+	    --engine --turns 5 --max-ttft-ms 200 $(ARGS)
 
 # Three JSON lines: checkpoints (--folder DIR takes the disk that is meant), a server, large texts.
 soak: dev

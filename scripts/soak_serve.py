@@ -34,7 +34,8 @@ __all__ = ["clients", "crowd", "fuzz", "main", "verdict"]
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_FAIRNESS = 0.5
-LEAVE_OUT = ("errors", "rate", "goodput_per_s", "engine_tokens_per_s", "over_engine")
+LEAVE_OUT = ("errors", "rate", "goodput_per_s", "engine_tokens_per_s", "engine_ttft_s",
+             "over_engine", "turns")  # fmt: skip
 
 
 def crowd(

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import shapes
+from tests import warm_python as warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -72,6 +73,13 @@ def shared_dir() -> Path:
     if not directory.is_dir():
         pytest.skip(f"needs {directory} (or NANOCHAT_SHARED), which does not exist")
     return directory
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """For sys.executable in a test that starts several processes with torch: saves each seconds."""
+    with warm.warm_python(tmp_path_factory.mktemp("warm")) as program:
+        yield program
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,14 @@ last event is delivered, so nothing but the engine is measured.
 Read next: serve.py (what it is compared with), engine/engine.py.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ from nanochat.tokenizer.chat import render_prompt, stop_tokens
 if TYPE_CHECKING:
     from nanochat.engine.engine import Engine
 
-__all__ = ["EngineLoad", "engine_rate", "engine_rates"]
+__all__ = ["EngineLoad", "engine_alone", "engine_rate"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,21 +37,29 @@ class EngineLoad:
     workload: Workload
     sampling: SamplingParams
     """As the server has it by default; lengths, seeds and stops are added."""
-    users: tuple[int, ...]
     seconds: float
     warmup_s: float
 
 
-def engine_rates(load: EngineLoad) -> dict[int, dict[str, float]]:
-    """For each number of users, `engine_rate`; from a process that is gone afterwards."""
+@contextlib.contextmanager
+def engine_alone(load: EngineLoad) -> Iterator[Callable[[int], dict[str, float]]]:
+    """What measures `engine_rate` for so many users, in a process that stays loaded in between and
+    is gone after the block.
+
+    Raises: what loading raises, where it is first asked.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_engine_rates, load).result()
+        yield lambda users: pool.submit(_rate_here, load, users).result()
 
 
-def _engine_rates(load: EngineLoad) -> dict[int, dict[str, float]]:
-    engine = load_engine(load.spec).engine
-    return {users: engine_rate(engine, load, users) for users in load.users}
+@cache
+def _engine_here(spec: EngineSpec) -> "Engine":
+    return load_engine(spec).engine
+
+
+def _rate_here(load: EngineLoad, users: int) -> dict[str, float]:
+    return engine_rate(_engine_here(load.spec), load, users)
 
 
 def engine_rate(engine: "Engine", load: EngineLoad, users: int) -> dict[str, float]:

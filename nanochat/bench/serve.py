@@ -4,8 +4,10 @@ out: one JSON object   who calls: cli/bench_serve.py, scripts/soak_serve.py
 A server of ours is started as `nanochat serve` in a process of its own, on a free port, and ended
 when everything is measured; without a model, one with random weights is written first.  The
 generator shares the machine's cores with the server: its share stands in every row.
-`engine` is the same load on the engine alone, before and after the server's turn, in the same run:
-what HTTP costs is the ratio.  Peers run one after the other, never beside ours.
+The engine alone has the same load before and after each turn of the server's, and both stay loaded:
+a turn's ratio is what HTTP costs, the turn in the middle is told, and the others beside it, because
+a machine that is shared changes its speed within a minute.  Peers run one after the other, never
+beside ours.
 Read next: load.py (the load), load_engine.py, peer_serve.py (the peers).
 """
 
@@ -17,14 +19,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from nanochat.bench.load import Load, Workload, address_of, calibrated, get, run_load
 from nanochat.bench.load_client import ChatDialect
-from nanochat.bench.load_engine import EngineLoad, engine_rates
+from nanochat.bench.load_engine import EngineLoad, engine_alone
 from nanochat.bench.load_model import made_up_tokens, write_random_run
 from nanochat.bench.load_wire import WireError
 from nanochat.bench.peer_serve import PeerModel, llama_server, nanochat_server
@@ -43,6 +46,9 @@ STOP_S = 30
 TEMPLATE_TOKENS = 4  # of a conversation of one question, beside its words
 MOST_ROWS = 64  # answers at once: no user of a small bench waits for another
 
+Alone = Callable[[int], Mapping[str, float]]
+"""Measures the engine without HTTP, for so many users."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeBench:
@@ -60,7 +66,9 @@ class ServeBench:
     format: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     device: str | None = None
     is_beside_engine: bool = False
-    """Whether the engine alone is measured too."""
+    """Whether the engine alone is measured too, half as long, before and after each turn."""
+    turns: int = 1
+    """Of each number of users."""
     max_ttft_ms: float | None = None
     """The longest that a single user may wait for a first token, in the median. None: any time."""
     ignores_eos: bool = False
@@ -89,22 +97,25 @@ class Served:
 
 
 def bench_serve(bench: ServeBench) -> dict[str, Any]:
-    """`rows` of ours, one for each number of users, `engine`, `peers`, their ratios, and `idle`:
-    whether a single user's first token came in time.
+    """`rows` of ours, one for each number of users, `peers`, their ratios, and `idle`: whether a
+    single user's first token came in time.
 
     Raises: EngineError if a server does not start, or answers with nothing but errors.
     """
     with tempfile.TemporaryDirectory(prefix="nanochat_bench_") as folder:
         if bench.url is not None:
-            return _result(bench, _rows_at(bench, bench.url), {}, {})
+            return _result(bench, _rows_at(bench, bench.url), {})
         reference = bench.model
         if reference is None:
             reference = str(write_random_run(Path(folder) / "home", bench.model_config()))
-        before = _engine(bench, reference)
-        with serving(reference, flags=_flags(bench), home=bench.home) as served:
-            rows = _rows_at(bench, served.url)
-        engine = _between(before, _engine(bench, reference))
-        return _result(bench, rows, engine, _peers(bench, Path(folder)))
+        with contextlib.ExitStack() as stack:
+            alone = None
+            if bench.is_beside_engine:
+                alone = stack.enter_context(engine_alone(_engine_load(bench, reference)))
+            flags = _flags(bench)
+            served = stack.enter_context(serving(reference, flags=flags, home=bench.home))
+            rows = _rows_at(bench, served.url, alone)
+        return _result(bench, rows, _peers(bench, Path(folder)))
 
 
 @contextlib.contextmanager
@@ -169,7 +180,7 @@ def _flags(bench: ServeBench) -> list[str]:
 # ------------------------------------------------------------------------------------- rows
 
 
-def _rows_at(bench: ServeBench, url: str) -> list[dict[str, Any]]:
+def _rows_at(bench: ServeBench, url: str, alone: Alone | None = None) -> list[dict[str, Any]]:
     """A row for each number of users."""
     address = address_of(url, api_key=bench.api_key)
     try:
@@ -179,7 +190,44 @@ def _rows_at(bench: ServeBench, url: str) -> list[dict[str, Any]]:
         raise EngineError(f"{url}: no models at /v1/models ({error}): is a server there?") from None
     dialect = ChatDialect(model=names[0], fields=_fields(bench))
     workload = calibrated(address, dialect, bench.load.workload)
-    return [run_load(address, dialect, load) for load in _loads(bench, workload)]
+    rows = []
+    for load in _loads(bench, workload):
+        engine = partial(alone, load.users) if alone is not None and load.users else lambda: None
+        rows.append(_in_turns(bench.turns, partial(run_load, address, dialect, load), engine))
+    return rows
+
+
+def _in_turns(
+    turns: int,
+    measure: Callable[[], dict[str, Any]],
+    measure_engine: Callable[[], Mapping[str, float] | None],
+) -> dict[str, Any]:
+    """The row of the turn in the middle, by its ratio or else by its rate, and all `turns`."""
+    rows: list[dict[str, Any]] = []
+    before = measure_engine()
+    for _ in range(turns):
+        row, after = measure(), measure_engine()
+        rows.append({**row, **_over(row, before, after)})
+        before = after
+    told = ("output_tokens_per_s", "engine_tokens_per_s", "over_engine", "num_requests",
+            "num_success")  # fmt: skip
+    rank = "output_tokens_per_s" if before is None else "over_engine"
+    middle = sorted(rows, key=lambda row: row[rank])[len(rows) // 2]
+    return {**middle, "turns": [{name: row[name] for name in told} for row in rows]}
+
+
+def _over(
+    row: Mapping[str, Any], before: Mapping[str, float] | None, after: Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """Beside the mean of the engine's rates around it; None where it was not measured."""
+    if before is None or after is None:
+        return {"engine_tokens_per_s": None, "engine_ttft_s": None, "over_engine": None}
+    rate = (before["tokens_per_s"] + after["tokens_per_s"]) / 2
+    return {
+        "engine_tokens_per_s": rate,
+        "engine_ttft_s": (before["ttft_s"] + after["ttft_s"]) / 2,
+        "over_engine": row["output_tokens_per_s"] / rate if rate else None,
+    }
 
 
 def _fields(bench: ServeBench) -> dict[str, Any]:
@@ -197,41 +245,21 @@ def _loads(bench: ServeBench, workload: Workload) -> list[Load]:
     return [replace(load, users=users, rate=None) for users in bench.users] or [load]
 
 
-def _engine(bench: ServeBench, reference: str) -> dict[int, dict[str, float]]:
-    """The engine alone, half of the time."""
-    if not bench.is_beside_engine or not bench.users:
-        return {}
-    spec = EngineSpec(
-        model=reference,
-        home=bench.home,
-        device=bench.device,
-        format=bench.format,
-        max_rows=max([MOST_ROWS, *bench.users]),
-    )
-    load = EngineLoad(
-        spec=spec,
+def _engine_load(bench: ServeBench, reference: str) -> EngineLoad:
+    """The same load for the engine alone, half as long."""
+    return EngineLoad(
+        spec=EngineSpec(
+            model=reference,
+            home=bench.home,
+            device=bench.device,
+            format=bench.format,
+            max_rows=max([MOST_ROWS, *bench.users]),
+        ),
         workload=replace(bench.load.workload, template_tokens=TEMPLATE_TOKENS),
         sampling=SamplingParams(),
-        users=bench.users,
         seconds=bench.load.seconds / 2,
         warmup_s=bench.load.warmup_s,
     )
-    return engine_rates(load)
-
-
-def _between(
-    before: Mapping[int, Mapping[str, float]], after: Mapping[int, Mapping[str, float]]
-) -> dict[int, dict[str, float]]:
-    """Both, and their mean: whatever else the machine does falls on all turns alike."""
-    return {
-        users: {
-            "tokens_per_s": (first["tokens_per_s"] + after[users]["tokens_per_s"]) / 2,
-            "tokens_per_s_before": first["tokens_per_s"],
-            "tokens_per_s_after": after[users]["tokens_per_s"],
-            "ttft_s": (first["ttft_s"] + after[users]["ttft_s"]) / 2,
-        }
-        for users, first in before.items()
-    }
 
 
 def _peers(bench: ServeBench, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -262,14 +290,8 @@ def _peers(bench: ServeBench, folder: Path) -> dict[str, list[dict[str, Any]]]:
 def _result(
     bench: ServeBench,
     rows: list[dict[str, Any]],
-    engine: dict[int, dict[str, float]],
     peers: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    for row in rows:
-        beside = engine.get(row["users"])
-        rate = beside["tokens_per_s"] if beside else None
-        row["engine_tokens_per_s"] = rate
-        row["over_engine"] = row["output_tokens_per_s"] / rate if rate else None
     workload = bench.load.workload
     return {
         "machine": machine_name(best_device(bench.device)),
@@ -281,7 +303,6 @@ def _result(
         "warmup_s": bench.load.warmup_s,
         "rows": rows,
         "idle": _idle(bench, rows),
-        "engine": engine,
         "peers": peers,
         "ratios": {name: _ratios(rows, theirs) for name, theirs in peers.items()},
     }

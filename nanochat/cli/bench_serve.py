@@ -66,7 +66,9 @@ class Config(CommonOptions):
     seed: int = 0
     """Equal seeds ask the same."""
     engine: bool = False
-    """Measure the engine without HTTP too, before and after: what the server costs."""
+    """Measure the engine without HTTP too, before and after each turn: what the server costs."""
+    turns: int = 1
+    """How often each number of users is measured; the turn in the middle is told."""
     peer_llama_server: Path | None = None
     """llama.cpp's llama-server, to be measured with a model of the same size."""
     peer_nanochat: Path | None = None
@@ -132,6 +134,7 @@ class Config(CommonOptions):
             for name, value, least, is_open in (
                 ("depth", self.depth, 1, False),
                 ("vocab_size", self.vocab_size, 300, False),
+                ("turns", self.turns, 1, False),
                 ("seconds", self.seconds, 0, True),
                 ("warmup_s", self.warmup_s, 0, False),
                 ("stall_s", self.stall_s, 0, True),
@@ -176,6 +179,7 @@ def run(config: Config) -> int:
             format=config.dtype,
             device=config.device,
             is_beside_engine=config.engine,
+            turns=config.turns,
             max_ttft_ms=config.max_ttft_ms,
             ignores_eos=config.ignore_eos,
             llama_server=config.peer_llama_server,
@@ -188,7 +192,8 @@ def run(config: Config) -> int:
         print(json.dumps(result))
     else:
         _print(result)
-    is_complete = all(row["num_success"] >= max(1, row["num_requests"]) for row in result["rows"])
+    turns = [turn for row in result["rows"] for turn in row["turns"]]
+    is_complete = all(turn["num_success"] >= max(1, turn["num_requests"]) for turn in turns)
     return int(not is_complete or (result["idle"] is not None and not result["idle"]["ok"]))
 
 
@@ -199,9 +204,10 @@ def _print(result: dict[str, object]) -> None:
     for row in rows:
         print(table(row))
         if row["over_engine"]:
+            shares = ", ".join(f"{turn['over_engine']:.1%}" for turn in row["turns"])
             print(
-                f"the engine alone: {row['engine_tokens_per_s']:,.1f} tok/s; "
-                f"over HTTP: {row['over_engine']:.1%} of it"
+                f"the engine alone: {row['engine_tokens_per_s']:,.1f} tok/s; over HTTP: {shares} of"
+                " it, the turn in the middle above"
             )
     for name, theirs in peers.items():
         for row in theirs:

@@ -18,7 +18,7 @@ from nanochat.bench.load import Lengths, Load, Workload
 from nanochat.bench.load_engine import EngineLoad, engine_rate
 from nanochat.bench.load_model import made_up_tokens, random_weights, write_random_run
 from nanochat.bench.peer_serve import PeerModel, llama_server, nanochat_server
-from nanochat.bench.serve import ServeBench, bench_serve, serving
+from nanochat.bench.serve import ServeBench, _in_turns, bench_serve, serving
 from nanochat.checkpoint.format import load_checkpoint
 from nanochat.cli.bench_serve import Config
 from nanochat.cli.main import main
@@ -149,17 +149,28 @@ def test_ours_beside_the_engine_and_the_peers(
     assert [row["users"] for row in result["rows"]] == [2]
     for row in result["rows"]:
         assert row["num_success"] == row["num_requests"] > 0 and row["fairness"] > 0
-        beside = result["engine"][str(row["users"])]
-        rates = beside["tokens_per_s_before"], beside["tokens_per_s_after"]
-        assert min(rates) > 0 and beside["tokens_per_s"] == pytest.approx(sum(rates) / 2)
-        share = row["output_tokens_per_s"] / beside["tokens_per_s"]
-        assert row["over_engine"] == pytest.approx(share) and beside["ttft_s"] > 0
+        share = row["output_tokens_per_s"] / row["engine_tokens_per_s"]
+        assert row["over_engine"] == pytest.approx(share) and row["engine_ttft_s"] > 0
+        assert [turn["over_engine"] for turn in row["turns"]] == [row["over_engine"]]
     assert list(result["peers"]) == ["llama_server_bf16", "nanochat_chat_web"]
     for name, rows in result["peers"].items():
         assert [row["users"] for row in rows] == [2]
         for row, mine, ratio in zip(rows, result["rows"], result["ratios"][name], strict=True):
             assert row["num_success"] == row["num_requests"] > 0, row["errors"]
             assert ratio == pytest.approx(mine["output_tokens_per_s"] / row["output_tokens_per_s"])
+
+
+def test_the_turn_in_the_middle_is_told() -> None:
+    """Each beside the engine just before and just after it."""
+    rates = iter((10.0, 30.0, 20.0, 40.0))
+    counts = {"num_requests": 4, "num_success": 4}
+    turns = iter({"output_tokens_per_s": rate, **counts} for rate in (18.0, 25.0, 24.0))
+    row = _in_turns(3, lambda: next(turns), lambda: {"tokens_per_s": next(rates), "ttft_s": 0.1})
+    assert [turn["over_engine"] for turn in row["turns"]] == [0.9, 1.0, 0.8]
+    assert (row["output_tokens_per_s"], row["over_engine"], row["engine_ttft_s"]) == (18, 0.9, 0.1)
+    alone = iter({"output_tokens_per_s": rate, **counts} for rate in (3.0, 1.0, 2.0))
+    row = _in_turns(3, lambda: next(alone), lambda: None)
+    assert row["output_tokens_per_s"] == 2.0 and row["over_engine"] is None
 
 
 def test_a_server_that_runs_already(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,12 +230,11 @@ def test_what_runs_in_karpathy_nanochats_process(
 # -------------------------------------------------------------------------------- the engine
 
 
-def engine_load(model: str, users: tuple[int, ...] = (3,)) -> EngineLoad:
+def engine_load(model: str) -> EngineLoad:
     return EngineLoad(
         spec=EngineSpec(model=model, device="cpu", format="float32"),
         workload=WORKLOAD,
         sampling=SamplingParams(),
-        users=users,
         seconds=0.5,
         warmup_s=0.1,
     )
@@ -307,6 +317,7 @@ def test_what_cannot_be_measured_is_refused(
         ({"users": "1,x"}, "expected numbers from 1 on"),
         ({"users": "0"}, "expected numbers from 1 on"),
         ({"depth": 0, "seconds": 0.0}, "depth is 0.*seconds is 0"),
+        ({"turns": 0}, "turns is 0, expected at least 1"),
         ({"vocab_size": 100, "warmup_s": -1.0}, "vocab_size is 100.*warmup_s is -1"),
         ({"prompt_tokens": "long"}, "length 'long'"),
         ({"slo": "soon"}, "slo has 'soon'"),

@@ -55,19 +55,19 @@ match sys.argv[1:]:
         sys.exit(f"scontrol: {words}")
 """
 
-NANOCHAT = """
-import runpy
-runpy.run_module("nanochat", run_name="__main__")
-"""
 
-
-def install(folder: Path) -> dict[str, str]:
-    """The programs in a folder; the environment that finds them, and says what SLURM says."""
+def install(folder: Path, python: str = sys.executable) -> dict[str, str]:
+    """The programs in a folder, nanochat run by that python; the environment that finds them, and
+    says what SLURM says."""
     folder.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("nanochat", NANOCHAT)):
-        path = folder / name
-        path.write_text(f"#!{sys.executable}\n{text}")
-        path.chmod(0o755)
+    programs = {
+        "srun": f"#!{sys.executable}\n{SRUN}",
+        "scontrol": f"#!{sys.executable}\n{SCONTROL}",
+        "nanochat": f'#!/bin/sh\nexec {python} -m nanochat "$@"\n',
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
     return {
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",

@@ -31,9 +31,9 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 @needs_bash
 @pytest.mark.req("FR-016", "FR-020", "EC-5")
 def test_a_job_whose_time_is_up_saves_and_goes_on_in_the_next(
-    tmp_path: Path, expected: Undisturbed
+    tmp_path: Path, expected: Undisturbed, warm_python: str
 ) -> None:
-    environment = stand_ins.install(tmp_path / "bin")
+    environment = stand_ins.install(tmp_path / "bin", warm_python)
     home, output = tmp_path / "job", tmp_path / "output"
     words = ["bash", str(SCRIPT), *expected.words(home)]
     log = stage_of(home) / "log.txt"
@@ -56,9 +56,9 @@ def test_a_job_whose_time_is_up_saves_and_goes_on_in_the_next(
 @pytest.mark.slow
 @pytest.mark.req("FR-016", "FR-020", "EC-5")
 def test_a_job_starts_again_by_itself_where_a_rank_dies(
-    tmp_path: Path, expected: Undisturbed
+    tmp_path: Path, expected: Undisturbed, warm_python: str
 ) -> None:
-    environment = stand_ins.install(tmp_path / "bin")
+    environment = stand_ins.install(tmp_path / "bin", warm_python)
     home, output = tmp_path / "job", tmp_path / "output"
     environment |= paced(tmp_path / "hook")
     with running(["bash", str(SCRIPT), *expected.words(home)], environment, output) as job:

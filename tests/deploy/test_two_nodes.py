@@ -56,11 +56,13 @@ def environment(**said: str) -> dict[str, str]:
 )
 @pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
 def test_two_hosts_end_with_the_undisturbed_losses(
-    loses_a_rank: bool, tmp_path: Path, expected: Undisturbed
+    loses_a_rank: bool, tmp_path: Path, expected: Undisturbed, warm_python: str
 ) -> None:
     """Two launchers that meet on the loopback address; a rank of the second one is killed."""
     home, output = tmp_path / "job", tmp_path / "output"
-    said = environment(PORT=str(free_port()), OWN="127.0.0.1")
+    said = environment(
+        PORT=str(free_port()), OWN="127.0.0.1", PYTHON=warm_python, PYTHON_EXEC=warm_python
+    )
     words = expected.words(home)
     if loses_a_rank:
         said |= paced(tmp_path / "hook")

@@ -346,7 +346,7 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
 @pytest.mark.timeout(2 * PATIENCE_S)
 @pytest.mark.req("FR-016", "FR-020", "EC-5", "SC-011")
 def test_torchrun_restarts_after_a_rank_is_killed(
-    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, warm_python: str
 ) -> None:
     """One of two ranks is killed in the middle of a step after step 12; the job goes on from
     its last checkpoint by itself, and ends with the losses of one that nobody disturbed."""
@@ -354,10 +354,10 @@ def test_torchrun_restarts_after_a_rank_is_killed(
     monkeypatch.setenv("UNDISTURBED", str(tmp_path / "undisturbed"))
     assert [code for code, _ in in_ranks(2, "pretrain", tmp_path)] == [0, 0]
     stage = tmp_path / "disturbed" / "runs" / "tiny" / "pretrain"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [warm_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     # Without -- torchrun takes our --run for an abbreviation of one of its own flags.
     launcher += ["--max-restarts", "1", "--standalone", "-m", "--", "nanochat"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm_python}
     (tmp_path / "hook").mkdir()
     checkpoint = stage / "checkpoints" / "step_000010"
     (tmp_path / "hook" / "sitecustomize.py").write_text(KILL.format(checkpoint=str(checkpoint)))

@@ -134,25 +134,21 @@ os._exit(0)
 
 @pytest.mark.parametrize("dies", ["rank", pytest.param("machine", marks=pytest.mark.slow)])
 @pytest.mark.timeout(2 * PATIENCE_S)
-def test_two_machines_go_on_after_one_of_them_lost_its_rank(dies: str, tmp_path: Path) -> None:
+def test_two_machines_go_on_after_one_of_them_lost_its_rank(
+    dies: str, tmp_path: Path, warm_python: str
+) -> None:
     """Launched as by deploy/two_nodes.sh; a machine that was lost is given its line again."""
     (tmp_path / "rank.py").write_text(RANK)
     told, output = tmp_path / "told", tmp_path / "output"
+    python = warm_python if dies == "rank" else sys.executable  # whose ranks are its children
     said = environment(
+        PYTHON_EXEC=python,
         PYTHONPATH=str(REPOSITORY),
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
         PET_RDZV_BACKEND="c10d",
         PET_RDZV_ENDPOINT=f"127.0.0.1:{free_port()}",
     )
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--rdzv-id",
-        "nanochat",
-    ]
+    words = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-id", "nanochat"]
     words += ["--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", "127.0.0.1"]
     words += ["--monitor-interval", "0.05"]
     lines = [
