@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 __all__ = ["warm_python"]
 
-IMPORTED = ("torch.distributed.run", "nanochat.cli.pretrain", "nanochat.train.stages")
+IMPORTED = ("torch.distributed.run", "torch._dynamo", "nanochat.cli.pretrain",
+            "nanochat.train.stages")  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 COMMAND = """#!{python} -SE

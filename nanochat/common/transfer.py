@@ -5,6 +5,7 @@ A plain copy makes the host wait for everything the device has still to do.
 Read next: engine/late.py and train/loop.py (what is read a step late).
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +36,11 @@ class Arrival:
 
 def send(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers on the device.   Shapes: -> (N,) int64."""
-    # From pageable memory they are copied aside before this returns.
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+    if not numbers:
+        return torch.empty(0, dtype=torch.long, device=device)
+    # A fifth of torch.tensor's time, half for a few; the tensor keeps the array.  From pageable
+    # memory they are copied aside before this returns.
+    return torch.frombuffer(array("q", numbers), dtype=torch.long).to(device, non_blocking=True)
 
 
 def _pinned(part: Tensor) -> Tensor:

@@ -10,11 +10,14 @@ Read next: forward.py (trunk), attend_text.py; scoring.py (the same beside runni
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nanochat.common.prefix import num_shared
+from nanochat.common.transfer import send
 from nanochat.engine.attend_text import attend_masked, attend_text
 from nanochat.engine.forward import Forward
 from nanochat.engine.kvmemory import Window
@@ -50,6 +53,13 @@ class _Laid:
     num_rows: int
     wanted: list[int]
     """Rows whose logits are needed, rising."""
+    tokens: list[int] = field(default_factory=list)
+    """Of every row."""
+    previous: list[int] = field(default_factory=list)
+    """The token before it, or NO_TOKEN."""
+    positions: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+    """Which text it belongs to; -1: all of them."""
     masks: dict[tuple[Window, bool], Tensor] = field(default_factory=dict)
 
     def row(self, text: int, position: int) -> int:
@@ -58,14 +68,12 @@ class _Laid:
             return position
         return self.offsets[text] + position - self.num_stem
 
-    def rows(self) -> Iterator[tuple[int, int, int]]:
-        """(token, the one before it, position) of every row."""
-        first = self.texts[0][0]
-        for position in range(self.num_stem):
-            yield first[position], first[position - 1] if position else NO_TOKEN, position
-        for tokens, _ in self.texts:
-            for position in range(self.num_stem, len(tokens) - 1):
-                yield tokens[position], tokens[position - 1] if position else NO_TOKEN, position
+    def add(self, text: Sequence[int], begin: int, end: int, branch: int) -> None:
+        """Rows for so many tokens of a text."""
+        self.tokens += text[begin:end]
+        self.previous += text[begin - 1 : end - 1] if begin else (NO_TOKEN, *text[: end - 1])
+        self.positions += range(begin, end)
+        self.branches += [branch] * (end - begin)
 
 
 def score_groups(forward: Forward, groups: Sequence[Group]) -> list[list[TextScore]]:
@@ -99,7 +107,7 @@ def _batches(groups: Iterable[Group], most_tokens: int) -> Iterator[list[Group]]
 
 def _lay(group: Group) -> _Laid:
     texts = list(dict.fromkeys((tuple(tokens), place) for tokens, place in group))
-    num_stem = _num_shared([tokens[:-1] for tokens, _ in texts])
+    num_stem = num_shared([tokens[:-1] for tokens, _ in texts])
     offsets, end = [], num_stem
     for tokens, _ in texts:
         offsets.append(end)
@@ -111,21 +119,16 @@ def _lay(group: Group) -> _Laid:
         for position in range(place - 1, len(tokens) - 1)
     }
     laid.wanted += sorted(wanted)
+    if num_stem:
+        laid.add(texts[0][0], 0, num_stem, -1)
+    for index, (tokens, _) in enumerate(texts):
+        if num_stem < len(tokens) - 1:
+            laid.add(tokens, num_stem, len(tokens) - 1, index)
     return laid
-
-
-def _num_shared(texts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all texts begin with."""
-    low, high = min(texts), max(texts)  # what these two share, all share
-    for place, (one, other) in enumerate(zip(low, high, strict=False)):
-        if one != other:
-            return place
-    return min(len(low), len(high))
 
 
 @torch.inference_mode()
 def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
-    rows = [row for laid in batch for row in laid.rows()]
     starts = [0]
     for laid in batch:
         starts.append(starts[-1] + laid.num_rows)
@@ -135,7 +138,7 @@ def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
     if not wanted:
         return [[TextScore([], [], []) for _ in laid.texts] for laid in batch]
     config, device = forward.config, forward.device
-    wanted_rows = torch.tensor(wanted, device=device)
+    wanted_rows = send(wanted, device)
 
     def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
         dtype, K = forward.dtype, config.num_kv_heads
@@ -152,7 +155,10 @@ def _score(forward: Forward, batch: list[_Laid]) -> list[list[TextScore]]:
             )  # fmt: skip
         return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
 
-    tokens, previous, positions = zip(*rows, strict=True)
+    tokens, previous, positions = (
+        list(chain.from_iterable(getattr(laid, name) for laid in batch))
+        for name in ("tokens", "previous", "positions")
+    )
     hidden_ND = forward.trunk(tokens, previous, positions, attend, wanted_rows)
     return _read(forward, hidden_ND, batch)
 
@@ -207,15 +213,9 @@ def _mask(
     Shapes: -> (rows, num_rows - first).
     """
     if (window, is_last) not in laid.masks:
-        branch_of = [-1] * laid.num_stem
-        position_of = list(range(laid.num_stem))
-        for index, (tokens, _) in enumerate(laid.texts):
-            num_more = len(tokens) - 1 - laid.num_stem
-            branch_of += [index] * num_more
-            position_of += range(laid.num_stem, laid.num_stem + num_more)
-        branches = torch.tensor(branch_of)
-        positions = torch.tensor(position_of)
-        picked = torch.tensor(list(rows))
+        host = torch.device("cpu")
+        branches, positions = send(laid.branches, host), send(laid.positions, host)
+        picked = send(rows, host)
         distance = positions[picked, None] - positions[None, first:]
         is_seen = (distance >= 0) & (
             (branches[None, first:] < 0) | (branches[picked, None] == branches[None, first:])

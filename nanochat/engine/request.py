@@ -143,6 +143,12 @@ class Request:
             ("logit_bias token", self.sampling.logit_bias),
             ("stop token", self.sampling.stop_tokens),
         ):
+            if (
+                set(map(type, tokens)) <= {int}
+                and 0 <= min(tokens, default=0)
+                and (max(tokens, default=0) < vocab_size)
+            ):
+                continue  # as nearly always; a prompt has thousands
             for place, token in enumerate(tokens):
                 if type(token) is not int or not 0 <= token < vocab_size:
                     raise TokenizerError(

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from nanochat.common.errors import EvalError
 from nanochat.common.messages import Conversation
+from nanochat.common.prefix import num_shared
 from nanochat.evals.task import Kind, Mode, Sample, Verdict
 
 __all__ = ["FLAGS", "Encoder", "Prepared", "Scored", "num_common", "prepare", "verdict"]
@@ -115,13 +116,7 @@ def verdict(prepared: Prepared, scored: Sequence[Scored]) -> Verdict:
 
 def num_common(texts: Sequence[Sequence[int]], *, from_end: bool = False) -> int:
     """How many tokens all texts begin with, or end with."""
-    shortest = min(len(text) for text in texts)
-    first = texts[0]
-    for count in range(shortest):
-        index = -1 - count if from_end else count
-        if any(text[index] != first[index] for text in texts):
-            return count
-    return shortest
+    return num_shared([text[::-1] for text in texts] if from_end else texts)
 
 
 def _before(sample: Sample, kind: Kind) -> str:

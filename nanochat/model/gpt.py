@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanochat.model.attention import CausalAttention
 from nanochat.model.config import GPTConfig
-from nanochat.model.layers import MLP, Linear, RotaryTable, mix, rms_norm
+from nanochat.model.layers import MLP, Embedding, Linear, RotaryTable, mix, rms_norm
 
 __all__ = ["GPT", "Block"]
 
@@ -71,7 +71,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         rows, width = config.padded_vocab_size, config.model_dim
-        self.embedding = nn.Embedding(rows, width)
+        self.embedding = Embedding(rows, width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.head = Linear(width, rows)
         if config.residual_lambdas:
@@ -79,7 +79,7 @@ class GPT(nn.Module):
             self.input_lambdas = nn.Parameter(torch.zeros(config.num_layers))
         self.value_embeddings = nn.ModuleDict(
             {
-                str(layer): nn.Embedding(rows, config.num_kv_heads * config.head_dim)
+                str(layer): Embedding(rows, config.num_kv_heads * config.head_dim)
                 for layer in range(config.num_layers)
                 if config.has_value_embedding(layer)
             }

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from nanochat.model.eager import Mix, ReluSquared, RMSNorm, Rotate
 
-__all__ = ["MLP", "Linear", "RotaryTable", "mix", "relu_squared", "rms_norm", "rotate"]
+__all__ = [
+    "MLP",
+    "Embedding",
+    "Linear",
+    "RotaryTable",
+    "mix",
+    "relu_squared",
+    "rms_norm",
+    "rotate",
+]
 
 
 class Linear(nn.Linear):
@@ -25,9 +34,20 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Nothing: init.initialize fills weights, or a checkpoint does.  On the meta device PyTorch
+        would import its compiler for this, which is two seconds of every start."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (..., in_features) -> (..., out_features)."""
         return F.linear(input, self.weight.to(input.dtype))
+
+
+class Embedding(nn.Embedding):
+    """A table of rows, filled as a Linear is."""
+
+    def reset_parameters(self) -> None:
+        """Nothing, as for a Linear."""
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

@@ -191,6 +191,8 @@ def test_no_part_has_a_bias() -> None:
         "expand.weight": (32, 8),
         "contract.weight": (8, 32),
     }
+    for weight in mlp.parameters():  # nobody has filled them
+        weight.data = randn(*weight.shape, dtype=torch.float32)
     x = randn(3, 8, dtype=torch.float32)[None]
     expected = (x @ mlp.expand.weight.T).clamp(min=0).square() @ mlp.contract.weight.T
     torch.testing.assert_close(mlp(x), expected, atol=LAYER_ATOL, rtol=0)
