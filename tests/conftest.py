@@ -1,5 +1,6 @@
 """What every test stands on: tolerances, a home of its own, no network, honest shapes."""
 
+import gc
 import os
 import socket
 import sys
@@ -145,6 +146,12 @@ def honest_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
     finally:
         sys.setprofile(previous)
     assert not found, "\n".join(dict.fromkeys(found))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no collection looks at those million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

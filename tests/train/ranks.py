@@ -3,6 +3,7 @@
 Forked, so that torch is imported already.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -32,6 +33,7 @@ def exit_codes(size: int, task: Callable[[World], None]) -> list[int | None]:
 
 
 def _rank(rank: int, size: int, port: int, task: Callable[[World], None]) -> None:
+    gc.freeze()  # else a collection here copies all pages of the process that was forked
     torch.set_num_threads(1)
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
