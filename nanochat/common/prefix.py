@@ -3,12 +3,15 @@ who calls: engine/groups.py, evals (scorers.py, echoes.py)
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 __all__ = ["num_shared"]
 
+Tokens = TypeVar("Tokens", list[int], tuple[int, ...])
 
-def num_shared(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all texts begin with; lists or tuples, one kind of them."""
+
+def num_shared(texts: Sequence[Tokens]) -> int:
+    """How many tokens all texts begin with."""
     low, high = min(texts), max(texts)  # what these two share, all share
     least, most = 0, min(len(low), len(high))
     while least < most:  # halves are compared as a whole: two texts of 1,000 in 15 us instead of 60

@@ -114,7 +114,7 @@ def verdict(prepared: Prepared, scored: Sequence[Scored]) -> Verdict:
 # -------------------------------------------------------------------------------------- regions
 
 
-def num_common(texts: Sequence[Sequence[int]], *, from_end: bool = False) -> int:
+def num_common(texts: Sequence[list[int]], *, from_end: bool = False) -> int:
     """How many tokens all texts begin with, or end with."""
     return num_shared([text[::-1] for text in texts] if from_end else texts)
 
