@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import random
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,15 @@ def test_the_files_are_as_large_as_asked_for_and_always_the_same(
     assert len(set(texts)) == len(texts)
 
 
-def test_all_sides_are_measured(text: Path, peer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench_data(bench(text, peer=peer, train_megabytes=1))
+def test_all_sides_are_measured_and_printed(
+    text: Path, peer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["bench", "data", "--data", str(text), "--megabytes", "1", "--vocab-size", "320"]
+    words += ["--rounds", "1", "--workers", "1", "--train-megabytes", "1", "--context-len", "64"]
+    words += ["--rows", "4", "--peer-nanochat", str(peer)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["characters"] >= 1_000_000
     assert found["prepare"]["tokens"] > 200_000
     for side in ("prepare", "on_the_fly", "peer"):
         assert found[side]["tokens_per_s"] > 0
@@ -115,16 +123,14 @@ def test_all_sides_are_measured(text: Path, peer: Path, capsys: pytest.CaptureFi
     assert found["vocabulary"]["all_cores_s"] > 0 and found["vocabulary"]["speedup"] > 0
     stages = {f"{stage}_s" for stage in ("pieces", "duplicates", "shards", "piece_tokenize")}
     assert stages <= found["prepare"].keys()
-
-
-def test_the_verb_prints_figures(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "data", "--data", str(text), "--megabytes", "1", "--vocab-size", "320"]
-    words += ["--rounds", "1", "--workers", "1", "--train-megabytes", "0", "--context-len", "64"]
+    asked: list[DataBench] = []
+    monkeypatch.setattr(bench_data_module, "bench_data", lambda it: asked.append(it) or found)
     assert main(words) == 0
+    assert asked == [bench(text, peer=peer, train_megabytes=1)]
     shown = capsys.readouterr().out
-    assert "prepare" in shown and "on_the_fly" in shown and "tok/s" in shown
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["characters"] >= 1_000_000
+    for side in ("prepare", "on_the_fly", "peer"):
+        assert re.search(rf"^{side} +[\d,]+ tok/s  [\d.]+ s$", shown, re.MULTILINE)
+    assert "vocabulary of 1 MB" in shown and "prepare_over_peer_encoded" in shown
 
 
 def test_a_peer_that_fails_is_told(text: Path, peer: Path) -> None:
