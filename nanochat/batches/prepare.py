@@ -149,11 +149,12 @@ class _Preparation:
         self._work = directory / "work"
         self._executor = executor
         self._progress = progress
+        self._columns = _columns(settings)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> Prepared:
         split = _split(self._settings)
-        settings = _identity(self._settings, split)
+        settings = _identity(self._settings, split, self._columns)
         check_settings(self._directory, settings)
         was_there = is_prepared(self._directory)
         if not was_there:
@@ -237,13 +238,12 @@ class _Preparation:
         self, split: Split[Document], pieces: Sequence[Piece], entries: Path | None
     ) -> list[PieceFacts]:
         settings = self._settings
-        places = find_places(TEXT_FORMATS, (*settings.data, *settings.val_data), settings.home)
         is_by_hash = split.limit is not None
         piece_settings = PieceSettings(
             rules=settings.rules,
             tokenizer=self._directory / "tokenizer.json",
             text_column=settings.text_column,
-            columns={path.absolute(): column for path, column in places.columns.items()},
+            columns=self._columns,
             held_out_files=frozenset(
                 path.absolute() for path in split.validation_files if not is_by_hash
             ),
@@ -327,6 +327,12 @@ def _split(settings: PrepareSettings) -> Split[Document]:
     )
 
 
+def _columns(settings: PrepareSettings) -> dict[Path, str]:
+    """Where one is named for a file, which then is read instead of `text_column`."""
+    places = find_places(TEXT_FORMATS, (*settings.data, *settings.val_data), settings.home)
+    return {path.absolute(): column for path, column in places.columns.items()}
+
+
 def _files(split: Split[Document]) -> list[Path]:
     """In the order of the corpus: what is held out comes last, so that of two duplicates the one
     that is trained on stays.  Other processes, and other machines, may be elsewhere."""
@@ -334,8 +340,11 @@ def _files(split: Split[Document]) -> list[Path]:
     return list(dict.fromkeys(path.absolute() for path in every))
 
 
-def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, Any]:
-    """What decides the result, as JSON; the files by size and time, which cost nothing."""
+def _identity(
+    settings: PrepareSettings, split: Split[Document], columns: Mapping[Path, str]
+) -> dict[str, Any]:
+    """What decides the result, as JSON; the files by size and time, which cost nothing, and by the
+    column that is read of them, where that is not `text_column`."""
     entries = entry_files(settings.evaluation).paths
     tokenizer = f"learnt, {settings.vocab_size} tokens"
     if settings.tokenizer is not None:
@@ -349,7 +358,10 @@ def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, An
         "rules": asdict(settings.rules),
         "tokenizer": tokenizer,
         "held_out": split.rule,
-        "files": [_state_of(path) for path in _files(split)],
+        "files": [
+            [*_state_of(path), *_other_column(columns.get(path), settings.text_column)]
+            for path in _files(split)
+        ],
         "evaluation": [_state_of(path) for path in entries],
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
@@ -359,6 +371,10 @@ def _identity(settings: PrepareSettings, split: Split[Document]) -> dict[str, An
 def _state_of(path: Path) -> list[Any]:
     state = path.stat()
     return [path.name, state.st_size, state.st_mtime_ns]
+
+
+def _other_column(column: str | None, text_column: str) -> list[str]:
+    return [] if column in (None, text_column) else [column]
 
 
 def _summed(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:

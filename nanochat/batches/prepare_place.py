@@ -107,8 +107,14 @@ def _not_ours(directory: Path, ours: tuple[str, ...]) -> str:
 
 def _difference(name: str, before: Any, now: Any) -> str:
     if name in ("files", "evaluation"):
-        names = [entry[0] for entry in now or [] if entry not in (before or [])]
-        gone = [entry[0] for entry in before or [] if entry not in (now or [])]
+        names = [_file_name(entry) for entry in now or [] if entry not in (before or [])]
+        gone = [_file_name(entry) for entry in before or [] if entry not in (now or [])]
         changed = ", ".join(list(dict.fromkeys(names + gone))[:3]) or "their order"
         return f"{name} ({changed} changed)"
     return f"{name} ({json.dumps(before)}, now {json.dumps(now)})"
+
+
+def _file_name(entry: list[Any]) -> str:
+    """Name, size and time of a file, and its column where one was named -> as it is written."""
+    name, _, _, *column = entry
+    return "#".join([name, *column])

@@ -1,5 +1,7 @@
 """Where a corpus may be prepared, and what --overwrite removes: our own names, and nothing else."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,32 @@ def test_what_was_laid_beside_a_prepared_corpus_stays(
     begin_anew(place)
     assert [path.name for path in place.iterdir()] == [".lock"]
     assert not prepare(settings, place, InTurn()).was_there
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Forty records of two texts each."""
+    path = tmp_path / "c.jsonl"
+    long = "is long enough to stay"
+    records = ({"body": f"body {n} {long}", "text": f"text {n} {long}"} for n in range(40))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_another_column_of_the_same_file_is_another_corpus(
+    settings: PrepareSettings, table: Path, tmp_path: Path
+) -> None:
+    body = replace(settings, data=(f"{table}#body",))
+    prepare(body, tmp_path / "it", InTurn())
+    with pytest.raises(ConfigError, match=r"files \(c\.jsonl, c\.jsonl#body changed\)"):
+        prepare(replace(settings, data=(str(table),)), tmp_path / "it", InTurn())
+    assert prepare(body, tmp_path / "it", InTurn()).was_there
+
+
+def test_a_column_that_is_read_anyway_is_no_other_corpus(
+    settings: PrepareSettings, table: Path, tmp_path: Path
+) -> None:
+    prepare(replace(settings, data=(str(table),)), tmp_path / "it", InTurn())
+    ((name, *state),) = json.loads((tmp_path / "it" / "settings.json").read_text())["files"]
+    assert name == "c.jsonl" and len(state) == 2  # as before columns were told
+    assert prepare(replace(settings, data=(f"{table}#text",)), tmp_path / "it", InTurn()).was_there
