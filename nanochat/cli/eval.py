@@ -328,9 +328,12 @@ def _settings(config: Config, examinee: "Examinee", options: "RunOptions") -> Ma
 def _report(config: Config, result: "EvalResult", out: Path) -> None:
     from nanochat.evals.report_eval import write_reports
 
-    write_reports(result, out)
+    try:
+        write_reports(result, out)
+    finally:  # hours of asking are worth more than a page that cannot be written
+        if config.json:
+            print(json.dumps({**result.to_json(), "out": str(out)}, allow_nan=False), flush=True)
     if config.json:
-        print(json.dumps({**result.to_json(), "out": str(out)}, allow_nan=False))
         return
     for composite in result.composites.values():
         low, high = composite.interval

@@ -81,7 +81,9 @@ def write_json_atomically(path: Path, value: Any) -> None:
     Raises: ValueError for NaN and infinity, which JSON does not have; nothing is written then.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(path, text + "\n")
+    with open_atomically(path) as file:
+        # What UTF-8 cannot hold is a lone surrogate in a string; this writes JSON's own \ud800.
+        file.write(f"{text}\n".encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

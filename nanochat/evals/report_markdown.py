@@ -11,6 +11,7 @@ from itertools import islice
 
 from nanochat.evals.failures import Failure, count_failures, failures_of, percent
 from nanochat.evals.results import SAMPLES_FILE, EvalResult, TaskResult
+from nanochat.tokenizer.tokenizer import replace_surrogates
 
 __all__ = ["render_markdown"]
 
@@ -19,8 +20,11 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 
 
 def render_markdown(result: EvalResult) -> str:
-    """The report as text; whatever a model wrote stands in fences that it cannot close."""
-    return "\n".join(_lines(result)) + "\n"
+    """The report as text; whatever a model wrote stands in fences that it cannot close.
+
+    A lone surrogate, which is legal in JSON and not in UTF-8, becomes U+FFFD.
+    """
+    return replace_surrogates("\n".join(_lines(result)) + "\n")
 
 
 def _lines(result: EvalResult) -> Iterator[str]:

@@ -105,6 +105,45 @@ def test_a_task_of_ones_own_runs_beside_the_others(
     assert list(told["tasks"]) == ["own"] and told["tasks"]["own"]["count"] == 1
 
 
+@pytest.mark.req("FR-043", "FR-044")
+def test_half_a_surrogate_pair_in_the_data_reaches_the_reports(
+    home: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer)
+    own = home / "own.jsonl"
+    rows = [{"question": "1 \ud800?", "choices": ["a \ud800", "b"], "answer": n} for n in (0, 1)]
+    own.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--task-file", str(own), "--json", "--kind"]
+    assert evaluate(*words, "multiple-choice") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["tasks"]["own"]["count"] == 2
+    assert "1 \ufffd?" in (Path(told["out"]) / "report.md").read_text()
+    own.write_text('{"question": "1 \\ud800?", "answer": "a \\ud800"}\n')
+    assert evaluate(*words, "generative", "--answer-tokens", "2") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "right: a \ufffd" in (Path(told["out"]) / "report.md").read_text()
+
+
+@pytest.mark.req("FR-043")
+def test_numbers_are_printed_even_where_a_report_cannot_be_written(
+    home: Path,
+    tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_model(home, tiny_tokenizer)
+    own = home / "own.jsonl"
+    own.write_text('{"question": "1?", "choices": ["a", "b"], "answer": 0}\n')
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("nanochat.evals.report_eval.write_reports", full)
+    assert evaluate("--task-file", str(own), "--kind", "multiple-choice", "--json") != 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["tasks"]["own"]["count"] == 1 and "No space left" in told.err
+
+
 @pytest.mark.req("FR-043")
 def test_a_task_without_data_leaves_the_others_their_reports(
     home: Path, data: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]

@@ -51,6 +51,12 @@ def test_text_appears_with_its_parents_and_the_usual_permissions(tmp_path: Path)
     assert [entry.name for entry in path.parent.iterdir()] == ["b.txt"]
 
 
+def test_half_a_surrogate_pair_is_kept_as_json_writes_it(tmp_path: Path) -> None:
+    write_json_atomically(tmp_path / "x.json", {"zw\u00f6lf": "a \ud800 b"})
+    assert b"zw\xc3\xb6lf" in (tmp_path / "x.json").read_bytes()
+    assert read_json(tmp_path / "x.json") == {"zw\u00f6lf": "a \ud800 b"}
+
+
 def test_a_writer_that_stops_leaves_the_old_content_alone(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_text_atomically(path, "old")

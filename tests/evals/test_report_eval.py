@@ -16,7 +16,7 @@ from nanochat.evals.intervals import Interval
 from nanochat.evals.page import render_page, safe_text, section, wrapped
 from nanochat.evals.report_eval import render_html, write_reports
 from nanochat.evals.report_markdown import render_markdown
-from nanochat.evals.results import EvalResult, TaskResult
+from nanochat.evals.results import EvalResult, TaskResult, read_results, write_results
 from nanochat.evals.shares import ShareRow, interval_bar, interval_chart
 from nanochat.evals.task import Verdict
 from tests.evals.makers import (
@@ -216,6 +216,18 @@ def test_two_files_are_written(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["report.html", "report.md"]
     assert paths[0].read_text() == render_html(result)
     assert paths[1].read_text() == render_markdown(result)
+
+
+@pytest.mark.req("FR-043")
+def test_half_a_surrogate_pair_is_marked_in_every_file(tmp_path: Path) -> None:
+    result = result_of("x \ud800 y")  # legal in JSON and in Python, not in UTF-8
+    write_results(tmp_path, result)
+    html, markdown = (path.read_text() for path in write_reports(result, tmp_path))
+    assert html.count("x ? y") > 15 and markdown.count("x \ufffd y") > 15
+    back = read_results(tmp_path)
+    assert back.model == result.model and back.tasks.keys() == result.tasks.keys()
+    first = result.tasks[result.model].records
+    assert back.tasks[result.model].records[: len(first)] == first  # the text itself is not lost
 
 
 def test_an_evaluation_where_all_is_right_or_nothing_was_asked() -> None:
