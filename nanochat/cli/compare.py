@@ -30,8 +30,9 @@ HEAD = ("", "n", "A", "{}", "{} - A", "95% interval", "p", "Holm", "")
 class Config(CommonOptions):
     """Compare evaluations of the same questions, and say which differences are real.
 
-    Right-or-wrong tasks: McNemar's exact test; composites and scores between: paired bootstrap.
-    p-values are corrected by Holm, over all tasks and over all composites.
+    Right-or-wrong tasks: McNemar's exact test; composites and scores between: paired bootstrap and
+    sign flips, both of which have to show it. p-values are corrected by Holm, over all tasks and
+    over all composites.
     """
 
     results: tyro.conf.Positional[tuple[str, ...]]
@@ -151,7 +152,8 @@ def _lines(comparisons: "Sequence[Comparison]", found: Sequence[Path], alpha: fl
         f"better, worse: p at most {alpha:g} after Holm's correction over "
         f"{_amount(sum(len(one.tasks) for one in comparisons), 'task')}, and over "
         f"{_amount(sum(len(one.composites) for one in comparisons), 'composite')}.",
-        "p: McNemar's exact test for right and wrong (+only B, -only A), else a paired bootstrap.",
+        "p: McNemar's exact test for right and wrong (+only B, -only A), else the larger of a "
+        "paired bootstrap's and of sign flips'.",
     ]
 
 

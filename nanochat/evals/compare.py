@@ -3,8 +3,9 @@ who calls: cli (compare)   (imports no torch)
 
 The same questions were put to both, so they are compared question by question: what is hard for
 both cancels out.  A task of right and wrong is tested with McNemar's exact test, scores between and
-composites with a paired bootstrap.  Twenty-two tests find one difference in every run if each is
-held to 5%; Holm's correction holds all of them together to 5%, tasks and composites apart.
+composites with a paired bootstrap and with sign flips, both of which have to agree.  Twenty-two
+tests find one difference in every run if each is held to 5%; Holm's correction holds all of them
+together to 5%, tasks and composites apart.
 Read next: intervals.py (the tests), cli/compare.py (the table).
 """
 
@@ -33,6 +34,7 @@ __all__ = ["Comparison", "Difference", "compare", "differing_keys"]
 OF_THE_MODEL = frozenset(
     {"device", "dtype", "library", "model_sha256", "nanochat", "tokenizer", "url", "weights"}
 )
+BOOTSTRAP = "paired bootstrap and sign flips"
 MOST_KEYS = 8  # named in a refusal; of more, how many
 
 
@@ -286,7 +288,7 @@ class _Pair:
             return self._of_bits(name)
         one, other = self.scores
         test = paired_bootstrap([ScoredTask(one)], [ScoredTask(other)])
-        shown = _difference(name, "paired bootstrap", len(one), _mean(one), test)
+        shown = _difference(name, BOOTSTRAP, len(one), _mean(one), test)
         if any(score not in (0.0, 1.0) for score in (*one, *other)):
             return shown
         only_first = sum(a > b for a, b in zip(one, other, strict=True))
@@ -304,7 +306,7 @@ class _Pair:
         sizes = [float(record.verdict.details["num_bytes"]) for record in self.first]
         test = paired_ratio(one, other, sizes)
         first = math.fsum(one) / math.fsum(sizes)
-        shown = _difference(name, "paired bootstrap", len(one), first, test)
+        shown = _difference(name, BOOTSTRAP, len(one), first, test)
         return replace(shown, lower_is_better=True)
 
 
@@ -318,7 +320,7 @@ def _composite_difference(composite: Composite, pairs: Mapping[str, _Pair]) -> D
     )
     value = _mean([task.centered for task in one])
     test = paired_bootstrap(one, other)
-    return _difference(composite.name, "paired bootstrap", len(one), value, test)
+    return _difference(composite.name, BOOTSTRAP, len(one), value, test)
 
 
 def _difference(name: str, test: str, count: int, first: float, found: PairedTest) -> Difference:

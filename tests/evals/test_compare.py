@@ -86,7 +86,7 @@ def test_shares_and_bits_are_resampled() -> None:
     less = [score * 0.5 for score in halves]
     [found] = compare([make_result("a", {"x": halves}), make_result("b", {"x": less})])
     [task] = found.tasks
-    assert task.test == "paired bootstrap" and task.num_only_first is None
+    assert task.test == "paired bootstrap and sign flips" and task.num_only_first is None
     assert task.verdict(0.05) == "worse"
 
     rng = random.Random(1)
@@ -97,6 +97,21 @@ def test_shares_and_bits_are_resampled() -> None:
     assert found.tasks[0].first == first.tasks["bpb"].bits_per_byte
     assert found.tasks[0].difference == pytest.approx(-0.02)
     assert found.tasks[0].verdict(0.05) == "better"  # fewer bits are better
+
+
+def test_what_differs_in_one_question_or_document_is_not_worse() -> None:
+    first = make_result("a", {f"t{index}": [1.0] for index in range(22)})
+    second = make_result("b", {f"t{index}": [float(index > 0)] for index in range(22)})
+    [found] = compare([first, second])
+    assert found.composites[0].difference < 0 and found.worse(0.05) == []
+    pair = [make_result("a", {"x": [0.5]}), make_result("b", {"x": [0.375]})]
+    assert compare(pair)[0].worse(0.05) == []
+    one, other = (
+        EvalResult(model=name, tasks={"bpb": make_bits("bpb", [bits])})
+        for name, bits in (("a", 100.0), ("b", 100.00002))
+    )
+    [found] = compare([one, other])
+    assert found.tasks[0].difference > 0 and found.worse(0.05) == []
 
 
 def changed(result: EvalResult, **values: object) -> EvalResult:

@@ -1,10 +1,10 @@
-"""Slow truth for evals/intervals.py: every value drawn by itself, every coin tossed by itself."""
+"""Slow truth for evals/intervals.py: each value drawn, coin tossed and sign tried by itself."""
 
 import itertools
 import random
 from collections.abc import Sequence
 
-__all__ = ["composite_resamples", "exact_bootstrap", "sign_test"]
+__all__ = ["composite_resamples", "exact_bootstrap", "flip_test", "sign_test"]
 
 
 def composite_resamples(
@@ -35,3 +35,11 @@ def sign_test(only_first: int, only_second: int) -> float:
     lopsided = abs(only_first - only_second)
     ways = list(itertools.product((0, 1), repeat=tosses))
     return sum(abs(tosses - 2 * sum(way)) >= lopsided for way in ways) / len(ways)
+
+
+def flip_test(weighted: Sequence[float]) -> float:
+    """The share of all signs of these gains whose sum is at least as far from 0 as theirs."""
+    reach = abs(sum(weighted)) - 1e-9
+    ways = list(itertools.product((-1, 1), repeat=len(weighted)))
+    far = [abs(sum(s * gain for s, gain in zip(way, weighted, strict=True))) for way in ways]
+    return sum(each >= reach for each in far) / len(ways)
