@@ -11,8 +11,9 @@ import dataclasses
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,8 @@ from nanochat.server.stream import EngineDoor
 __all__ = ["CacheAnswer", "CacheStats", "ResponseCache"]
 
 Deliver = Callable[[TokenEvent | Exception], None]
+MAX_EVENTS_AT_ONCE = 256
+"""Events that are told again by whoever asks: less than 1 ms."""
 
 
 class CacheAnswer(NamedTuple):
@@ -66,6 +69,7 @@ class ResponseCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the one used last is last
         self._flights: dict[str, _Flight] = {}  # by key: answers that others may join
         self._followed: dict[str, _Flight] = {}  # by request id
+        self._replaying = ThreadPoolExecutor(2, "nanochat-replay")  # begins at its first work
         self._num_bytes = 0
         self._counts: Counter[str] = Counter()
         self._evictions: Counter[str] = Counter()
@@ -178,15 +182,26 @@ class ResponseCache:
         if entry is not None and (max_age_s is None or now - entry.begin_s <= max_age_s):
             self._entries.move_to_end(key)
             self._counts["hit"] += 1
-            _replay(entry.events, request, deliver)
+            self._replay(entry.events, request, deliver)
             return CacheAnswer("HIT", now - entry.begin_s, key)
         if flight := self._flights.get(key):
             self._counts["joined"] += 1
-            _replay(flight.events, request, deliver)
+            deliver = self._replay(flight.events, request, deliver)
             flight.listeners[request.request_id] = deliver
             self._followed[request.request_id] = flight
             return CacheAnswer("HIT", 0.0, key)
         return None
+
+    def _replay(self, events: Sequence[TokenEvent], to: Request, deliver: Deliver) -> Deliver:
+        """Tell what was said before, much of it from another thread; where to tell what comes
+        next."""
+        if len(events) <= MAX_EVENTS_AT_ONCE:
+            for event in events:
+                deliver(_to(event, to.request_id))
+            return deliver
+        replay = _Replay(events, to.request_id, deliver)
+        self._replaying.submit(replay.run)
+        return replay.tell
 
     def _close(self, flight: "_Flight") -> None:
         """Nobody may join it any more, and it is not kept."""
@@ -291,11 +306,38 @@ class _Flight:
             cache._end(self)
 
 
-def _replay(
-    events: "tuple[TokenEvent, ...] | list[TokenEvent]", to: Request, deliver: Deliver
-) -> None:
-    for event in events:
-        deliver(_to(event, to.request_id))
+class _Replay:
+    """Many events for one listener, told from another thread than the one that asks, which has
+    others to serve; what comes meanwhile is told after them."""
+
+    def __init__(self, events: Sequence[TokenEvent], request_id: str, deliver: Deliver) -> None:
+        self._waiting: deque[TokenEvent | Exception] = deque(events)
+        self._request_id, self._deliver = request_id, deliver
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def tell(self, event: TokenEvent | Exception) -> None:
+        """One more."""
+        with self._lock:
+            if not self._is_over:
+                self._waiting.append(event)
+                return
+        self._deliver(event)
+
+    def run(self) -> None:
+        """Tell all that waits; a listener that breaks is told no more."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_over = True
+                    return
+                event = self._waiting.popleft()
+            try:
+                self._deliver(_to(event, self._request_id))
+            except Exception:
+                with self._lock:
+                    self._is_over = True
+                    return
 
 
 def _to(event: TokenEvent | Exception, request_id: str) -> TokenEvent | Exception:

@@ -9,7 +9,7 @@ Read next: frames.py (the newer shape), completions.py.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nanochat.engine.request import NO_TOKEN, PromptLogprob, TokenEvent
 from nanochat.server.frames import (
@@ -20,6 +20,7 @@ from nanochat.server.frames import (
     as_number,
     frame_of,
     token_string,
+    whole_of,
 )
 from nanochat.server.responses import Usage
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -46,14 +47,35 @@ class _Told(NamedTuple):
     offset: int
 
 
+class _Columns:
+    """`logprobs` of one answer: a list for each member of a _Told, as JSON a token at a time; one
+    call for all of it would hold Python's lock for long."""
+
+    def __init__(self, told: Iterable[_Told] = ()) -> None:
+        self._lists: tuple[list[bytes], ...] = ([], [], [], [])
+        self.add(told)
+
+    def add(self, told: Iterable[_Told]) -> None:
+        """More tokens."""
+        for each in told:
+            for values, value in zip(self._lists, each, strict=True):
+                values.append(as_json(value))
+
+    def json(self) -> bytes:
+        """All of them."""
+        return b'{"tokens":[%s],"token_logprobs":[%s],"top_logprobs":[%s],"text_offset":[%s]}' % (
+            tuple(map(b",".join, self._lists))
+        )
+
+
 @dataclass(slots=True)
 class _Choice:
     """What is known of one answer so far."""
 
     length: int = 0
     """Characters told."""
-    text: str = ""
-    told: list[_Told] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logprobs: _Columns = field(default_factory=_Columns)
     reason: str | None = None
     is_begun: bool = False
 
@@ -90,7 +112,7 @@ class CompletionFrames:
         text, told, reason = self._told(piece)
         if not (text or told or reason):
             return b""
-        logprobs = as_json(_logprobs(told)) if self._has_logprobs else b"null"
+        logprobs = _Columns(told).json() if self._has_logprobs else b"null"
         return b'%s%d,"text":%s,"logprobs":%s,"finish_reason":%s%s' % (
             self._begin, piece.choice, encode_basestring(text).encode(), logprobs,
             b'"%s"' % reason.encode() if reason else b"null", self._end,
@@ -104,25 +126,26 @@ class CompletionFrames:
         body = {**self._head.body(KIND), "choices": [], "usage": usage.body()}
         return frame_of(body) + DONE
 
-    def whole(self, pieces: Iterable[Piece], usage: Usage) -> dict[str, Any]:
+    def add(self, piece: Piece) -> None:
+        """One more token of a text_completion."""
+        text, told, reason = self._told(piece)
+        choice = self._choices[piece.choice]
+        choice.texts.append(text)
+        choice.logprobs.add(told)
+        choice.reason = reason
+
+    def whole(self, usage: Usage) -> bytes:
         """A text_completion."""
-        for piece in pieces:
-            text, told, reason = self._told(piece)
-            choice = self._choices[piece.choice]
-            choice.text += text
-            choice.told += told
-            choice.reason = reason
         choices = [
-            {
-                "index": index,
-                "text": choice.text,
-                "logprobs": _logprobs(choice.told) if self._has_logprobs else None,
-                "finish_reason": choice.reason,
-            }
+            b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}' % (
+                index,
+                as_json("".join(choice.texts)),
+                choice.logprobs.json() if self._has_logprobs else b"null",
+                as_json(choice.reason),
+            )
             for index, choice in enumerate(self._choices)
-        ]
-        usage = self._counted(usage)
-        return {**self._head.body(KIND), "choices": choices, "usage": usage.body()}
+        ]  # fmt: skip
+        return whole_of(self._head.body(KIND), choices, self._counted(usage))
 
     def _counted(self, usage: Usage) -> Usage:
         return usage if self._has_answer else Usage(usage.prompt_tokens, 0)
@@ -172,12 +195,3 @@ class CompletionFrames:
         name = token_string(self._tokenizer, token)
         likeliest = {token_string(self._tokenizer, each): as_number(p) for each, p in top}
         return _Told(name, as_number(logprob), {**likeliest, name: as_number(logprob)}, offset)
-
-
-def _logprobs(told: Sequence[_Told]) -> dict[str, Any]:
-    return {
-        "tokens": [each.token for each in told],
-        "token_logprobs": [each.logprob for each in told],
-        "top_logprobs": [each.top for each in told],
-        "text_offset": [each.offset for each in told],
-    }

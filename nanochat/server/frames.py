@@ -12,6 +12,7 @@ Read next: stream.py (when a frame is sent), responses.py (the shapes as types).
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ __all__ = [
     "is_written",
     "token_bytes",
     "token_string",
+    "whole_of",
 ]
 
 DONE = b"data: [DONE]\n\n"
@@ -58,8 +60,11 @@ class Frames(Protocol):
     def last(self, usage: Usage) -> bytes:
         """What comes after all tokens."""
 
-    def whole(self, pieces: Iterable[Piece], usage: Usage) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def add(self, piece: Piece) -> None:
+        """Keep what a token adds to a body that is not streamed."""
+
+    def whole(self, usage: Usage) -> bytes:
+        """That body, of all that was added."""
 
 
 class Head(NamedTuple):
@@ -83,6 +88,16 @@ class Head(NamedTuple):
         return b"data: " + as_json(self.body(kind))[:-1] + b',"choices":[{"index":'
 
 
+@dataclass(slots=True)
+class _Choice:
+    """What was added to one answer, as JSON where that is the larger part of the work: one call
+    for all of it would hold Python's lock for seconds."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[bytes] = field(default_factory=list)
+    reason: str | None = None
+
+
 class ChatFrames:
     """Answers to a conversation: role, then content, then finish_reason, then usage if asked."""
 
@@ -100,6 +115,7 @@ class ChatFrames:
         self._head, self._tokenizer, self._stop_tokens = head, tokenizer, frozenset(stop_tokens)
         self._has_logprobs, self._has_usage_frame = has_logprobs, has_usage_frame
         self._words = [Words(tokenizer, is_shown=is_tool_shown) for _ in range(num_choices)]
+        self._choices = [_Choice() for _ in range(num_choices)]
         usage = b',"usage":null' if has_usage_frame else b""
         begin = head.begin("chat.completion.chunk")
         self._begins = [b"%s%d" % (begin, index) for index in range(num_choices)]
@@ -116,7 +132,7 @@ class ChatFrames:
         text, logprobs = self._told(piece)
         begin, frames = self._begins[index], b""
         if text or logprobs:
-            told = b"null" if logprobs is None else as_json(_chat_logprobs([logprobs]))
+            told = b"null" if logprobs is None else _chat_logprobs([as_json(logprobs)])
             frames = b'%s,"delta":{"content":%s},"logprobs":%s,"finish_reason":null%s' % (
                 begin, encode_basestring(text).encode(), told, self._end
             )  # fmt: skip
@@ -133,28 +149,29 @@ class ChatFrames:
         body = {**self._head.body("chat.completion.chunk"), "choices": [], "usage": usage.body()}
         return frame_of(body) + DONE
 
-    def whole(self, pieces: Iterable[Piece], usage: Usage) -> dict[str, Any]:
+    def add(self, piece: Piece) -> None:
+        """One more token of a chat.completion."""
+        text, told = self._told(piece)
+        choice = self._choices[piece.choice]
+        choice.texts.append(text)
+        if told is not None:
+            choice.logprobs.append(as_json(told))
+        choice.reason = piece.event.finish_reason
+
+    def whole(self, usage: Usage) -> bytes:
         """A chat.completion."""
-        texts = [""] * len(self._begins)
-        logprobs: list[list[dict[str, Any]]] = [[] for _ in texts]
-        reasons: list[str | None] = [None] * len(texts)
-        for piece in pieces:
-            text, told = self._told(piece)
-            texts[piece.choice] += text
-            if told is not None:
-                logprobs[piece.choice].append(told)
-            reasons[piece.choice] = piece.event.finish_reason
         choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": texts[index], "refusal": None},
-                "logprobs": _chat_logprobs(logprobs[index]) if self._has_logprobs else None,
-                "finish_reason": reasons[index],
-            }
-            for index in range(len(texts))
-        ]
-        head = self._head.body("chat.completion")
-        return {**head, "choices": choices, "usage": usage.body()}
+            b'{"index":%d,"message":%s,"logprobs":%s,"finish_reason":%s}' % (
+                index,
+                as_json(
+                    {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
+                ),
+                _chat_logprobs(choice.logprobs) if self._has_logprobs else b"null",
+                as_json(choice.reason),
+            )
+            for index, choice in enumerate(self._choices)
+        ]  # fmt: skip
+        return whole_of(self._head.body("chat.completion"), choices, usage)
 
     def _told(self, piece: Piece) -> tuple[str, dict[str, Any] | None]:
         """The text of a token, and how likely it was if that is asked for."""
@@ -179,8 +196,15 @@ class ChatFrames:
         }
 
 
-def _chat_logprobs(content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"content": content, "refusal": None}
+def _chat_logprobs(content: Iterable[bytes]) -> bytes:
+    return b'{"content":[%s],"refusal":null}' % b",".join(content)
+
+
+def whole_of(head: Mapping[str, Any], choices: Iterable[bytes], usage: Usage) -> bytes:
+    """A body whose choices are JSON already."""
+    return b'%s,"choices":[%s],"usage":%s}' % (
+        as_json(head)[:-1], b",".join(choices), as_json(usage.body())
+    )  # fmt: skip
 
 
 def is_written(event: TokenEvent, stop_tokens: frozenset[int]) -> bool:
@@ -213,6 +237,6 @@ def frame_of(body: Mapping[str, Any]) -> bytes:
     return b"data: " + as_json(body) + b"\n\n"
 
 
-def as_json(body: Mapping[str, Any]) -> bytes:
-    """A body or a frame's data, as it goes over the wire: compact, in UTF-8."""
+def as_json(body: Any) -> bytes:
+    """A body, a frame's data or a part of either, as it goes over the wire: compact, in UTF-8."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

@@ -8,16 +8,14 @@ Source: scripts/chat_web.py of karpathy/nanochat at 2f09686.
 Read next: chat.py.
 """
 
-from collections.abc import Iterable
 from json.encoder import encode_basestring
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.server.chat import prompt_of
-from nanochat.server.frames import Piece
+from nanochat.server.frames import Piece, as_json
 from nanochat.server.requests import LegacyRequest, SampledRequest
 from nanochat.server.responses import Usage
 from nanochat.server.serving import Serving, new_id
@@ -34,6 +32,7 @@ class LegacyFrames:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._words = Words(tokenizer, is_shown=True)
+        self._texts: list[str] = []
 
     def first(self) -> bytes:
         """Nothing."""
@@ -50,9 +49,13 @@ class LegacyFrames:
         """That it is done."""
         return b'data: {"done": true}\n\n'
 
-    def whole(self, pieces: Iterable[Piece], usage: Usage) -> dict[str, Any]:
+    def add(self, piece: Piece) -> None:
+        """One more token of all of the text."""
+        self._texts.append(self._words.of(piece.event))
+
+    def whole(self, usage: Usage) -> bytes:
         """All of the text; nobody is answered so over HTTP."""
-        return {"token": "".join(self._words.of(piece.event) for piece in pieces), "done": True}
+        return as_json({"token": "".join(self._texts), "done": True})
 
 
 async def answer_legacy(serving: Serving, body: LegacyRequest, request: Request) -> Response:

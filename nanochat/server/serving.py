@@ -15,14 +15,14 @@ from functools import partial
 from typing import Literal
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from nanochat.common.errors import ClientLeft, ConfigError, NanochatError
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.engine.request import SamplingParams
 from nanochat.server.cache_key import CachePolicy, cache_policy
 from nanochat.server.errors import ApiError, shown, to_api_error
-from nanochat.server.frames import Frames
+from nanochat.server.frames import Frames, Piece
 from nanochat.server.gate import Gate
 from nanochat.server.requests import SampledRequest
 from nanochat.server.stream import Answers, EventStream, while_connected
@@ -186,13 +186,25 @@ class Serving:
                 await while_connected(request.receive, answers.begun(keep_alive_s))
                 is_handed_on = True
                 return EventStream(answers, frames, keep_alive_s=keep_alive_s)
-            pieces = await while_connected(request.receive, answers.all())
-            return JSONResponse(frames.whole(pieces, answers.usage), headers=answers.headers)
+            body = await while_connected(request.receive, _whole(answers, frames))
+            return Response(body, media_type="application/json", headers=answers.headers)
         except NanochatError as error:
             raise _named(error, param, is_schema=is_schema) from error
         finally:
             if not is_handed_on:
                 answers.close()
+
+
+async def _whole(answers: Answers, frames: Frames) -> bytes:
+    """The body of an answer that is not streamed; written as its tokens come."""
+
+    def add(group: Sequence[Piece]) -> None:
+        for piece in group:
+            frames.add(piece)
+
+    async for _ in answers.told(add):
+        pass
+    return frames.whole(answers.usage)
 
 
 def new_id(kind: str) -> str:

@@ -2,8 +2,9 @@
 who calls: serving.py
 
 The engine's thread hands events to the event loop, which never waits for it; what has come by the
-time the loop looks goes out at once, a frame a token.  Who goes away is noticed while waiting, with
-or without streaming, and the engine drops the request within a step.
+time the loop looks goes out at once, a frame a token; much is cut into groups and written in
+another thread, so that nobody waits for another's answer.  Who goes away is noticed while waiting,
+with or without streaming, and the engine drops the request within a step.
 Read next: serving.py, frames.py (how a frame is written), gate.py (the door to the engine).
 """
 
@@ -31,6 +32,10 @@ __all__ = ["AnswerDoor", "Answers", "EngineDoor", "EventStream", "while_connecte
 
 T = TypeVar("T")
 KEEP_ALIVE = b": keep-alive\n\n"
+MAX_GROUP = 64
+"""Tokens that are told at once; an answer from memory has tens of thousands."""
+MAX_SIZE_ON_LOOP = 256
+"""Tokens and log-probabilities that are told on the event loop: 1 to 2 ms."""
 
 
 class EngineDoor(Protocol):
@@ -135,32 +140,46 @@ class Answers:
         if error := first if isinstance(first, Exception) else _end_of(first.event):
             raise error
 
+    async def told(self, tell: Callable[[list[Piece]], T]) -> AsyncIterator[T]:
+        """What `tell` makes of each group; of much, in another thread."""
+        async for group in self.groups():
+            if sum(map(_size, group)) > MAX_SIZE_ON_LOOP:
+                yield await asyncio.to_thread(tell, group)
+            else:
+                yield tell(group)
+
     async def groups(self) -> AsyncIterator[list[Piece]]:
-        """Tokens as they come, all that are there at once, until every answer has ended."""
-        num_samples = self._requests[0].num_samples
+        """Tokens as they come, what is there at once up to a bound, until every answer has ended;
+        between groups, the loop does what else there is."""
         while self._num_left:
             await self._wake.wait()
             self._is_woken = False  # from here on a new event wakes again
             self._wake.clear()
-            group: list[Piece] = []
-            error: Exception | None = None
-            while self._arrived and error is None:
-                arrived = self._arrived.popleft()
-                error = arrived if isinstance(arrived, Exception) else _end_of(arrived.event)
-                if isinstance(arrived, Piece) and error is None:
-                    event = arrived.event
-                    stops = self._stops[arrived.choice // num_samples]
-                    self.num_tokens += is_written(event, stops) and not event.is_forced
-                    self._num_left -= event.finish_reason is not None
-                    group.append(arrived)
-            if group:
-                yield group
-            if error is not None:
-                raise error
+            while self._arrived:
+                group, error = self._group()
+                if group:
+                    yield group
+                if error is not None:
+                    raise error
+                if self._arrived:
+                    await asyncio.sleep(0)
 
-    async def all(self) -> list[Piece]:
-        """All of them, once every answer has ended."""
-        return [piece async for group in self.groups() for piece in group]
+    def _group(self) -> tuple[list[Piece], Exception | None]:
+        """Some of what has arrived, and what ends it all."""
+        num_samples = self._requests[0].num_samples
+        group: list[Piece] = []
+        while self._arrived and len(group) < MAX_GROUP:
+            arrived = self._arrived.popleft()
+            if isinstance(arrived, Exception):
+                return group, arrived
+            event = arrived.event
+            if error := _end_of(event):
+                return group, error
+            stops = self._stops[arrived.choice // num_samples]
+            self.num_tokens += is_written(event, stops) and not event.is_forced
+            self._num_left -= event.finish_reason is not None
+            group.append(arrived)
+        return group, None
 
     def close(self) -> None:
         """Drop what still runs."""
@@ -180,6 +199,13 @@ class Answers:
                 self._loop.call_soon_threadsafe(self._wake.set)
 
         return take
+
+
+def _size(piece: Piece) -> int:
+    """Tokens and log-probabilities to tell."""
+    event = piece.event
+    size = 1 + len(event.top_logprobs)
+    return size + sum(1 + len(token.top_logprobs) for token in event.prompt_logprobs)
 
 
 def _end_of(event: TokenEvent) -> Exception | None:
@@ -240,8 +266,8 @@ class EventStream(Response):
         try:
             if first := written.first():
                 yield first
-            async for group in self._answers.groups():
-                if body := b"".join(map(written.of, group)):
+            async for body in self._answers.told(lambda group: b"".join(map(written.of, group))):
+                if body:
                     yield body
         except Exception as error:  # the status is out already: only a frame can tell
             yield frame_of(error_body(to_api_error(error)))

@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -111,6 +112,52 @@ def test_the_event_loop_answers_while_answers_are_written(app: FastAPI, engine: 
             thread.join()
 
 
+async def longest_pause_s(work: Coroutine[Any, Any, Any]) -> tuple[float, float]:
+    """The longest that the loop did nothing else, and how long the work took."""
+    longest_s, begin_s = 0.0, time.perf_counter()
+
+    async def tick() -> None:
+        nonlocal longest_s
+        last_s = time.perf_counter()
+        while True:
+            await asyncio.sleep(0)
+            now_s = time.perf_counter()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+
+    ticking = asyncio.ensure_future(tick())
+    await work
+    ticking.cancel()
+    return longest_s, time.perf_counter() - begin_s
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.req("FR-052", "FR-055")
+def test_nobody_waits_for_the_large_answer_of_another(
+    tiny_tokenizer: Tokenizer, is_stream: bool
+) -> None:
+    """One from memory is there at once, and takes seconds to write."""
+    served = ServedModel(name="tiny", tokenizer=tiny_tokenizer, context_len=4096)
+    app = create_app(FakeEngine(["x"] * 300), served)
+    body = ask(n=6, logprobs=True, top_logprobs=20, seed=1, max_tokens=1000, stream=is_stream)
+
+    async def talk() -> tuple[float, float]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            first = await client.post(CHAT, json=body)
+            again: list[httpx.Response] = []
+
+            async def ask_again() -> None:
+                again.append(await client.post(CHAT, json=body))
+
+            pauses = await longest_pause_s(ask_again())
+            assert again[0].headers["x-cache"] == "HIT"
+            assert len(again[0].content) == len(first.content) > 1_000_000
+            return pauses
+
+    pause_s, took_s = asyncio.run(talk())
+    assert pause_s < took_s / 3
+
+
 @pytest.mark.req("SC-010")
 @pytest.mark.req("FR-052")
 @pytest.mark.req("FR-050")
@@ -181,7 +228,7 @@ def test_an_answer_counts_and_closes() -> None:
         answers = Answers(gate, [request], policy=policy)
         assert answers.headers == {"X-Cache": "BYPASS"}
         await answers.begun(10.0)
-        pieces = await answers.all()
+        pieces = [piece async for group in answers.groups() for piece in group]
         assert "".join(piece.event.text for piece in pieces) == "abc"
         assert answers.usage.body() == {
             "prompt_tokens": 2,
