@@ -363,6 +363,9 @@ class _Loop:
         step, num_steps = self.progress.step, self.plan.num_steps
         self.stage.keeper.save(self.progress, self.rows[-1] if self.rows else {})
         self.stage.keeper.finish()
+        # Only the first rank writes, and launchers end all ranks soon after the first exit code
+        # that is not 0 (torchrun and srun's --kill-on-bad-exit within 30 s): nobody goes before.
+        self.stage.world.wait()
         raise Stopped(
             f"{self.stage.name} was stopped by {signal.Signals(number).name} after step {step} of "
             f"{num_steps}, and saved: "
