@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.listening import Handler, listening
+from tests.listening import Handler, listening, reset
 
 __all__ = ["Served", "Server", "serving"]
 
@@ -21,6 +21,8 @@ class Served:
     """More of them."""
     breaks: list[int] = field(default_factory=list)
     """After how many bytes the line breaks, request by request."""
+    has_resets: bool = False
+    """Whether it breaks with a reset instead of an end, as where a machine on the way fails."""
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """Statuses and headers to answer first."""
     corruptions: int = 0
@@ -94,6 +96,7 @@ def serving() -> Iterator[Server]:
             if served.corruptions:
                 served.corruptions -= 1
                 body = bytes([body[0] ^ 1]) + body[1:]
+            is_broken = bool(served.breaks)
             if served.breaks:
                 body = body[: served.breaks.pop(0)]
             self.send_response(206 if start else 200)
@@ -101,6 +104,8 @@ def serving() -> Iterator[Server]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+            if is_broken and served.has_resets:
+                reset(self.connection)
 
     with listening(Downloads) as state.url:
         yield state

@@ -1,11 +1,17 @@
 """A web server on this machine.   in: who handles requests   out: its address"""
 
+import fcntl
+import socket
+import struct
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["Handler", "listening"]
+from tests.patience import wait_until
+
+__all__ = ["Handler", "listening", "reset"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,3 +39,15 @@ def listening(handler: type[Handler]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+def reset(connection: socket.socket) -> None:
+    """End it by RST once the other side has all that was sent, which RST would overtake."""
+    wait_until(lambda: not _num_unconfirmed_bytes(connection))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _num_unconfirmed_bytes(connection: socket.socket) -> int:
+    answer = fcntl.ioctl(connection, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])

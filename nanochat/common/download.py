@@ -329,7 +329,7 @@ def _copy(job: _Job, answer: Answer) -> None:
     with job.part.open("r+b" if answer.start else "wb") as file:
         file.seek(answer.start)
         file.truncate()
-        while chunk := answer.body.read(CHUNK_BYTES):
+        while chunk := answer.body.read1(CHUNK_BYTES):
             file.write(chunk)
             have += len(chunk)
             if job.remote.num_bytes is not None and have > job.remote.num_bytes:

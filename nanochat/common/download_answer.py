@@ -56,8 +56,9 @@ class Known:
 class Body(Protocol):
     """Bytes that arrive."""
 
-    def read(self, size: int, /) -> bytes:
-        """At most so many; none at the end."""
+    def read1(self, size: int, /) -> bytes:
+        """What has come, at most so many; none at the end.  `read` would wait for all of them, and
+        throw away what it has if the line breaks meanwhile."""
 
     def __enter__(self) -> Any: ...
 

@@ -82,7 +82,7 @@ class _Body:
         """Go on from there."""
         _within(self._url, self._timeout_s, lambda: self._file.seek(place))
 
-    def read(self, size: int, /) -> bytes:
+    def read1(self, size: int, /) -> bytes:
         """At most so many; none at the end."""
         return _within(self._url, self._timeout_s, lambda: bytes(self._file.read(size)))
 

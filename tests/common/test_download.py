@@ -69,6 +69,16 @@ def test_a_load_goes_on_where_the_line_broke_if_the_file_is_known_to_be_the_same
 
 
 @pytest.mark.req("FR-032")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says what has been confirmed")
+def test_every_byte_that_came_before_a_reset_is_kept(tmp_path: Path, server: Server) -> None:
+    content = CONTENT * 200
+    server.files["/f"] = Served(content, etag='"a"', breaks=[700_000, 5, 700_000], has_resets=True)
+    assert load(server, tmp_path) == content
+    ranges = [asked for _, asked in server.asked]
+    assert ranges == [None, "bytes=700000-", "bytes=700005-", "bytes=1400005-"]
+
+
+@pytest.mark.req("FR-032")
 def test_without_a_validator_the_sum_lets_a_load_go_on(tmp_path: Path, server: Server) -> None:
     server.files["/f"] = Served(CONTENT, breaks=[100])
     assert load(server, tmp_path, sha256=sum_of(CONTENT)) == CONTENT
