@@ -117,12 +117,17 @@ def _evals_of(reference: str, home: Path | None) -> tuple[Path, str]:
 
     Those of a run lie with its stage, all others in the home, by name.
     """
+    from nanochat.evals.results import folder_name
+
     place = home_dir(home)
-    named = place / "evals" / Path(reference).expanduser().name
+    named = place / "evals" / folder_name(reference)
     if named.is_dir():
         return named, ""
+    from nanochat.checkpoint.hub import PREFIX
     from nanochat.checkpoint.resolve import candidates
 
+    if reference.startswith(PREFIX):  # never a run's: nothing is loaded to find that out
+        return named, ""
     checkpoint = candidates(reference, home)[0]
     if place / "runs" not in checkpoint.absolute().parents:
         return named, ""

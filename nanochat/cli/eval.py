@@ -6,7 +6,6 @@ Read next: evals/runner.py, evals/results.py (the files), docs/evaluate.md.
 
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -201,14 +200,17 @@ def chosen_tasks(config: Config, *, is_chat: bool | None) -> list[Task]:
 
 def _opened(config: Config) -> "tuple[Examinee, bool, Path]":
     """Who is examined, whether it chats, and where results go."""
+    from nanochat.evals.results import folder_name
+
     home = home_dir(config.home)
+    folder = home / "evals" / folder_name(config.model)
     if config.url is not None:
         from nanochat.evals.remote import RemoteExaminee
 
         remote = RemoteExaminee(
             name=config.model, url=config.url, api_key=api_key_from_env(config.api_key_env)
         )
-        return remote, True, _out(config, home / "evals" / _safe(config.model))
+        return remote, True, _out(config, folder)
     from nanochat.evals.foreign import ForeignExaminee, is_foreign
 
     path = Path(config.model).expanduser()
@@ -219,11 +221,11 @@ def _opened(config: Config) -> "tuple[Examinee, bool, Path]":
             raise ConfigError("--no-verify: a model for transformers has no sums to compare with")
         dtype = "float32" if config.dtype == "auto" else config.dtype
         foreign = ForeignExaminee(path, device=config.device, dtype=dtype)
-        return foreign, False, _out(config, home / "evals" / _safe(path.name))
-    return _ours(config, home)
+        return foreign, False, _out(config, folder)
+    return _ours(config, home, folder)
 
 
-def _ours(config: Config, home: Path) -> "tuple[Examinee, bool, Path]":
+def _ours(config: Config, home: Path, folder: Path) -> "tuple[Examinee, bool, Path]":
     from nanochat.checkpoint.resolve import load
     from nanochat.common.device import best_device, compute_dtype
     from nanochat.engine.engine import Engine
@@ -246,7 +248,6 @@ def _ours(config: Config, home: Path) -> "tuple[Examinee, bool, Path]":
     path = Path(config.model).expanduser()
     name = path.resolve().name if path.is_dir() else config.model
     examinee = EngineExaminee(name=name, engine=engine, model_hash=weights_hash(loaded.model))
-    folder = home / "evals" / _safe(name)
     if home / "runs" in loaded.path.parents:
         folder = loaded.path.parents[1] / "evals" / loaded.path.name
     return examinee, loaded.is_chat, _out(config, folder)
@@ -256,10 +257,6 @@ def _out(config: Config, folder: Path) -> Path:
     if config.out is not None:
         return config.out.expanduser()
     return folder / time.strftime("%Y%m%d-%H%M%S")
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
 def _options(config: Config, world: "World | None") -> "RunOptions":

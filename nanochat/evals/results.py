@@ -9,6 +9,7 @@ Read next: records.py (one sample), core.py (composites), intervals.py.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "Composite",
     "EvalResult",
     "TaskResult",
+    "folder_name",
     "read_results",
     "write_results",
 ]
@@ -174,6 +176,14 @@ class EvalResult:
             "tasks": {label: result.to_json() for label, result in self.tasks.items()},
             "composites": {name: each.to_json() for name, each in self.composites.items()},
         }
+
+
+def folder_name(reference: str) -> str:
+    """What the folder in evals/ is called where a model has no run: a directory's own name, else
+    all of the reference, with a dash for what a file's name had better not contain."""
+    path = Path(reference).expanduser()
+    name = path.resolve().name if path.is_dir() else reference
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
 def write_results(directory: Path, result: EvalResult) -> None:

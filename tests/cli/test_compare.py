@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from nanochat.cli.compare import find_results
+from nanochat.cli.eval import Config as EvalConfig
+from nanochat.cli.eval import _opened
 from nanochat.cli.main import main
 from nanochat.common.errors import CheckpointError
 from nanochat.evals.results import EvalResult, write_results
@@ -91,3 +94,36 @@ def test_the_newest_results_of_a_model(home: Path, tiny_tokenizer: Tokenizer) ->
     assert find_results("elsewhere", home).name == "20260101"  # a model behind a URL, say
     with pytest.raises(CheckpointError, match="has no results in .*evals"):
         find_results(str(home / "runs/tiny/sft/checkpoints/step_000003"), home / "other")
+
+
+@pytest.mark.parametrize("model", ["hf:org/name", "hf:org/name@v1", "meta/llama-8b", "my model"])
+def test_results_of_models_that_are_no_runs(
+    model: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.checkpoint.resolve.candidates", _nowhere)
+    with pytest.raises(CheckpointError, match="nowhere|has no results in .*evals"):
+        find_results(model, home)
+    config = EvalConfig(model=model, url="http://127.0.0.1:9/v1", home=home)
+    folder = _opened(config)[2].parent
+    assert folder == home / "evals" / re.sub("[:/@ ]", "-", model)
+    written(folder / "20260101", make_result("x", {"arc": RIGHT}))
+    assert find_results(model, home) == folder / "20260101"
+    if not model.startswith("hf:"):
+        return
+    monkeypatch.setattr("nanochat.checkpoint.hub.download", _nowhere)
+    with pytest.raises(CheckpointError, match="hf:org/other has no results in .*hf-org-other"):
+        find_results("hf:org/other", home)
+
+
+def _nowhere(reference: str, *more: object, **options: object) -> None:
+    raise CheckpointError(f"{reference} is nowhere")
+
+
+def test_results_of_a_directory_have_its_own_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "gpt 2").mkdir(parents=True)
+    written(home / "evals" / "gpt-2" / "20260101", make_result("x", {"arc": RIGHT}))
+    assert find_results(str(tmp_path / "models" / "gpt 2"), home).parent.name == "gpt-2"
+    monkeypatch.chdir(tmp_path / "models" / "gpt 2")
+    assert find_results(".", home).parent.name == "gpt-2"
