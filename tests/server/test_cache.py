@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from nanochat.common.errors import EngineError
 from nanochat.engine.request import PromptLogprob, Request, SamplingParams, TokenEvent
+from nanochat.server import cache as cache_module
 from nanochat.server.cache import CacheAnswer, ResponseCache
 from nanochat.server.cache_key import CachePolicy, cache_policy, request_key
 from nanochat.server.settings import CacheSettings
+from tests.patience import wait_until
 
 BOTH = CachePolicy(reads=True, writes=True)
 Told = list[TokenEvent | Exception]
@@ -183,6 +185,40 @@ def test_equal_requests_at_one_time_are_generated_once(
     assert list(engine.asked) == ["a"]
     assert ask(cache, request("c"))[0].status == "HIT"
     assert (cache.stats().hits, cache.stats().joined) == (2, 1)
+
+
+def test_much_is_told_again_from_another_thread_and_in_order(
+    cache: ResponseCache, engine: SlowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "MAX_EVENTS_AT_ONCE", 1)
+    ask(cache, request("a"))
+    engine.say("a", "Hel")
+    engine.say("a", "lo")
+    told: Told = []
+    may_go_on = threading.Event()
+
+    def listen(event: TokenEvent | Exception) -> None:
+        assert may_go_on.wait(60)
+        told.append(event)
+
+    assert cache.submit(request("b"), listen, policy=BOTH).status == "HIT"  # without waiting
+    engine.say("a", " the")
+    may_go_on.set()
+    wait_until(lambda: len(told) == 3)
+    engine.answer("a", "re")
+    wait_until(lambda: len(told) == 5)
+    assert [event.text for event in without_id(told)] == ["Hel", "lo", " the", "re", ""]
+    assert {event.request_id for event in told if isinstance(event, TokenEvent)} == {"b"}
+    _, later = ask(cache, request("c"))
+    wait_until(lambda: len(later) == 5)
+    assert without_id(later) == without_id(told)
+
+    def leave(event: TokenEvent | Exception) -> None:
+        raise RuntimeError("nobody listens")
+
+    cache.submit(request("d"), leave, policy=BOTH)
+    _, last = ask(cache, request("e"))
+    wait_until(lambda: len(last) == 5)
 
 
 def test_the_last_to_leave_ends_it(cache: ResponseCache, engine: SlowEngine) -> None:
