@@ -221,6 +221,7 @@ async function importFile() {
     const num = await takeIn(store, file);
     say(num === 1 ? "1 conversation was read." : `${num} conversations were read.`);
     byId("transfer-words").textContent = `${num} read from ${file.name}.`;
+    if (chat.id !== null) await chat.refresh(); // it may have been joined with what was read
   } catch (error) {
     byId("transfer-words").textContent = `Nothing was read: ${error.message}.`;
     say(`Nothing was read: ${error.message}.`);

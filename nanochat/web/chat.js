@@ -70,6 +70,7 @@ export class Chat {
     if (this.id !== id) return true;
     if (!kept) return false;
     conversation.title = kept.title;
+    conversation.updated = Math.max(conversation.updated, kept.updated);
     for (const message of messages) if (message.id !== this.answer?.message.id) this.tree.add(message);
     return true;
   }

@@ -37,7 +37,9 @@ export async function takeIn(store, file) {
   const present = new Set((await store.all("messages")).map(({ id }) => id));
   for (const { messages, ...conversation } of conversations) {
     const known = await store.get("conversations", conversation.id);
-    await store.put("messages", messages.filter(({ id }) => !present.has(id)), { silent: true });
+    const added = messages.filter(({ id }) => !present.has(id));
+    if (known && added.length > 0) known.updated = Date.now(); // its words are to be read anew, by the search
+    await store.put("messages", added, { silent: true });
     await store.put("conversations", known ?? conversation);
   }
   return conversations.length;
@@ -58,10 +60,12 @@ export function read(text) {
 
 function conversationOf(row, at) {
   const where = `conversation ${at + 1}`;
-  check(isObject(row) && ID.test(row.id) && Array.isArray(row.messages), `${where} has no id or no messages`);
+  check(isObject(row) && isId(row.id) && Array.isArray(row.messages), `${where} has no id or no messages`);
   const messages = row.messages.map((message, number) => messageOf(message, row.id, `${where}, message ${number + 1}`));
   const ids = new Set(messages.map(({ id }) => id));
-  for (const { parent, id } of messages) check(parent === null || (ids.has(parent) && parent !== id), `${where}: message ${id} follows one that is not there`);
+  check(ids.size === messages.length, `${where} has ${messages.length} messages, but ${ids.size} ids: expected one for each`);
+  for (const { parent, id } of messages) check(parent === null || ids.has(parent), `${where}: message ${id} follows one that is not there`);
+  checkBeginnings(messages, where);
   return {
     id: row.id,
     title: textIn(row, "title", where).slice(0, 200) || "Untitled",
@@ -73,10 +77,24 @@ function conversationOf(row, at) {
   };
 }
 
+/** From each message a beginning is reached: none follows itself, by however long a way. */
+function checkBeginnings(messages, where) {
+  const parents = new Map(messages.map(({ id, parent }) => [id, parent]));
+  const begun = new Set([null]); // each message is walked over once
+  for (const { id } of messages) {
+    const walked = new Set();
+    for (let at = id; !begun.has(at); at = parents.get(at)) {
+      check(!walked.has(at), `${where}: message ${at} follows ${parents.get(at)}, which comes after it: expected a way back to a first message`);
+      walked.add(at);
+    }
+    for (const at of walked) begun.add(at);
+  }
+}
+
 function messageOf(row, conversation, where) {
-  check(isObject(row) && ID.test(row.id), `${where} has no id`);
+  check(isObject(row) && isId(row.id), `${where} has no id`);
   check(row.role === "user" || row.role === "assistant", `${where} has no role of user or assistant`);
-  check(row.parent === null || ID.test(row.parent), `${where} has no parent`);
+  check(row.parent === null || isId(row.parent), `${where} has no parent`);
   return {
     id: row.id,
     conversation,
@@ -95,6 +113,10 @@ function messageOf(row, conversation, where) {
 
 function check(isRight, words) {
   if (!isRight) throw new Error(words);
+}
+
+function isId(value) {
+  return typeof value === "string" && ID.test(value);
 }
 
 function isObject(value) {

@@ -64,10 +64,14 @@ export class Tree {
     return path.reverse();
   }
 
-  /** Where the newest branch below this message ends; null begins at the beginnings. */
+  /** Where the newest branch below this message ends, or a ring closes; null begins at the beginnings. */
   newestLeaf(id = null) {
+    const seen = new Set();
     let leaf = id;
-    while (this.children(leaf).length > 0) leaf = this.children(leaf).at(-1);
+    for (let next = id; next !== undefined && !seen.has(next); next = this.children(leaf).at(-1)) {
+      seen.add(next);
+      leaf = next;
+    }
     return leaf;
   }
 }

@@ -147,6 +147,25 @@ WRONG_FILES: list[tuple[Any, str]] = [
             {"id": "b", "role": "user", "parent": None, "content": {"x": 1}}]}]},
         "has no content",
     ),
+    (
+        {"conversations": [{"id": "a", "title": "t", "messages": [
+            {"id": "b", "role": "user", "parent": None, "content": "x"},
+            {"id": "b", "role": "user", "parent": None, "content": "y"}]}]},
+        "has 2 messages, but 1 ids",
+    ),
+    (
+        {"conversations": [{"id": "a", "title": "t", "messages": [
+            {"id": "b", "role": "user", "parent": "b", "content": "x"}]}]},
+        "message b follows b, which comes after it",
+    ),
+    (
+        {"conversations": [{"id": "a", "title": "t", "messages": [
+            {"id": "z", "role": "user", "parent": None, "content": "x"},
+            {"id": "b", "role": "user", "parent": "c", "content": "x"},
+            {"id": "c", "role": "assistant", "parent": "b", "content": "x"}]}]},
+        "message b follows c, which comes after it",
+    ),
+    ({"conversations": [{"id": True, "messages": []}]}, "conversation 1 has no id"),
 ]  # fmt: skip
 
 
@@ -161,6 +180,59 @@ def test_a_wrong_file_is_refused_with_the_reason(view: View, tmp_path: Path) -> 
         view.wait_status(reason)
         assert view.status.startswith("Nothing was read")
     assert titles(view) == []
+
+
+KEEP_A_RING = """async () => {
+  const { Store } = await import("/store.js");
+  const store = await Store.open();
+  const row = (id, parent, created) => ({
+    id, parent, created, conversation: "ring", role: "user", content: `This is ${id}`, finish: null,
+  });
+  await store.put("messages", [row("c", "b", 1), row("a", "b", 2), row("b", "a", 3)]);
+  await store.put("conversations",
+    { id: "ring", title: "Ring", created: 1, updated: 1, leaf: "c", system: "" });
+}"""
+
+
+def test_messages_in_a_ring_do_not_hang_the_page(view: View) -> None:
+    """An older page took them in."""
+    view.page.evaluate(KEEP_A_RING)
+    view.reload()
+    view.page.get_by_role("button", name="Ring", exact=True).click()
+    view.comes(lambda: view.messages, ["This is a", "This is b", "This is c"])
+    view.press("Next version")
+    view.comes(lambda: view.messages, ["This is a", "This is b"])
+
+
+def test_what_is_joined_into_a_conversation_is_shown_and_found(view: View, tmp_path: Path) -> None:
+    view.ask("About foxes")
+    view.page.fill("#search", "marmalade")
+    view.page.get_by_text("Nothing found.").wait_for()
+    view.page.click("#open-settings")
+    with view.page.expect_download() as download:
+        view.page.click("#export")
+    view.page.keyboard.press("Escape")
+    data = json.loads(Path(download.value.path()).read_text())
+    answer = data["conversations"][0]["messages"][1]
+    data["conversations"][0]["messages"].append(
+        {
+            **answer,
+            "id": "other",
+            "content": "They eat marmalade.",
+            "created": answer["created"] + 1,
+        }
+    )
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps(data))
+    view.page.set_input_files("#import-file", path)
+    view.wait_status("1 conversation was read.")
+    view.page.get_by_text("1 / 2").wait_for()
+    view.press("Next version")
+    view.comes(lambda: view.messages, ["About foxes", "They eat marmalade."])
+    view.settle()
+    view.page.fill("#search", "marmalade fox")
+    view.wait_status("1 conversation found.")
+    assert titles(view) == ["About foxes"]
 
 
 def test_drafts_are_kept_for_each_conversation(view: View) -> None:
