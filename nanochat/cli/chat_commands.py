@@ -61,16 +61,17 @@ def obey(desk: Desk, line: str) -> None:
 
     Raises: what an answer raises (/retry); DataError, ConfigError for a wrong argument.
     """
-    name, _, rest = line.strip().partition(" ")
+    name, *after = line.split(maxsplit=1)
+    rest = "".join(after).strip()
     command = COMMANDS.get(name)
     if command is None:
         raise ConfigError(
             f"there is no command {name}{nearest(name, COMMANDS)} (/help lists them; a space "
             "before the slash says it to the model)"
         )
-    if rest.strip() and not command.argument:
-        raise ConfigError(f"{name} takes nothing after it, got {rest.strip()[:40]!r}")
-    command.run(desk, rest.strip())
+    if rest and not command.argument:
+        raise ConfigError(f"{name} takes nothing after it, got {rest[:40]!r}")
+    command.run(desk, rest)
 
 
 def _help(desk: Desk, rest: str) -> None:

@@ -55,6 +55,15 @@ def test_help_tells_every_command(room: Room) -> None:
     assert "Alt-Enter" in told
 
 
+def test_any_blank_ends_the_word_of_a_command(room: Room) -> None:
+    assert room.obey("/system\nYou are kind.\nAnd short.\n") == (
+        "the system message is: You are kind.\nAnd short."
+    )
+    assert room.obey("/temperature\t0.5") == "temperature is 0.5"
+    with pytest.raises(ConfigError, match="/quit takes nothing after it, got 'now'"):
+        room.obey("/quit\nnow")
+
+
 def test_an_unknown_command_names_the_nearest(room: Room) -> None:
     for line, nearest in (("/temprature 1", "/temperature"), ("/sav", "/save"), ("/xyzzyx", "")):
         with pytest.raises(ConfigError, match="there is no command") as caught:
