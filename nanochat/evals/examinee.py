@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from nanochat.engine.engine import Engine
     from nanochat.model.gpt import GPT
 
-__all__ = ["Asking", "EngineExaminee", "Examinee", "bits_verdict", "weights_hash", "windows"]
+__all__ = [
+    "Asking",
+    "EngineExaminee",
+    "Examinee",
+    "bits_verdict",
+    "cut_prompt",
+    "weights_hash",
+    "windows",
+]
 
 OUTSTANDING_ROWS = 4  # times the engine's rows: its queue never runs dry
 CUT_SHARE = 2  # a prompt that is cut leaves room for the answer, at most half of the context
@@ -161,8 +169,7 @@ class EngineExaminee:
         is_sliding = asking.mode == "nanochat"
         is_cut = not is_sliding and len(prompt) >= context_len
         if is_cut:
-            room = context_len - min(asking.max_tokens, context_len // CUT_SHARE)
-            prompt = prompt[:num_kept] + prompt[len(prompt) - (room - num_kept) :]
+            prompt = cut_prompt(prompt, num_kept, context_len, asking.max_tokens)
         request = Request(
             request_id=f"eval {index}",
             prompt_tokens=tuple(prompt),
@@ -222,6 +229,15 @@ def weights_hash(model: "GPT") -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def cut_prompt(
+    prompt: Sequence[int], num_kept: int, context_len: int, max_tokens: int
+) -> list[int]:
+    """A prompt that leaves no room for an answer, without what stands behind its first `num_kept`
+    tokens: room for the answer, or for as much of it as half of the context holds."""
+    room = context_len - min(max_tokens, context_len // CUT_SHARE)
+    return [*prompt[:num_kept], *prompt[len(prompt) - (room - num_kept) :]]
 
 
 def windows(tokens: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -1,7 +1,8 @@
 """A model of transformers.   in: a directory, samples   out: verdicts, answers
 who calls: runner.py, through cli/eval.py   (imports torch and transformers when opened)
 
-For models that are not ours: whole texts, padded on the right, one forward pass a sample.
+For models that are not ours: whole texts, padded on the right, one forward pass a sample.  They
+know nothing of our calculator, which is noted of every answer to a task that offers it.
 Read next: examinee.py (ours, many times faster), checkpoint/huggingface.py (which models are ours).
 """
 
@@ -15,11 +16,14 @@ from nanochat.checkpoint.huggingface import MODEL_TYPES
 from nanochat.common.errors import CheckpointError, ConfigError, EvalError
 from nanochat.common.files import read_json, sha256_of_file
 from nanochat.common.messages import Conversation, conversation_to_json
-from nanochat.evals.examinee import Asking, bits_verdict, windows
+from nanochat.evals.examinee import Asking, bits_verdict, cut_prompt, windows
 from nanochat.evals.scorers import Encoder, Scored, prepare, verdict
 from nanochat.evals.task import Kind, Mode, Sample, Verdict
+from nanochat.tokenizer.tokenizer import replace_surrogates
 
 __all__ = ["ForeignExaminee", "is_foreign"]
+
+PROCEDURE = 2  # to be raised whenever prompts are cut, or answers written, in another way
 
 
 def is_foreign(path: Path) -> bool:
@@ -88,14 +92,9 @@ class ForeignExaminee:
         """(index of a sample, what was written), one sample after another."""
         torch = self._torch
         for index, sample in enumerate(samples):
-            if isinstance(sample.prompt, str):
-                prompt = [self.encoder.bos, *self._encode(sample.prompt)]
-            else:
-                prompt = self._render(sample.prompt)
-            room = max(1, self.encoder.context_len - asking.max_tokens)
-            if len(prompt) > room:
-                prompt = prompt[-room:]
-                asking.note(sample.sample_id, "cut")
+            prompt = self._prompt(sample, asking)
+            if asking.tools:
+                asking.note(sample.sample_id, "no_tools")
             torch.manual_seed(asking.seed)
             choice: dict[str, Any] = {"do_sample": False}
             if asking.temperature:
@@ -109,7 +108,7 @@ class ForeignExaminee:
                 written = self._model.generate(
                     tokens,
                     attention_mask=torch.ones_like(tokens),
-                    max_new_tokens=asking.max_tokens,
+                    max_new_tokens=min(asking.max_tokens, self.encoder.context_len - len(prompt)),
                     num_return_sequences=asking.num_samples,
                     pad_token_id=self.encoder.bos,
                     **choice,
@@ -119,16 +118,28 @@ class ForeignExaminee:
             )
             yield index, tuple(_cut(text, asking.stop) for text in texts)
 
+    def _prompt(self, sample: Sample, asking: Asking) -> list[int]:
+        """The tokens of a question; only one that leaves no room at all loses its beginning."""
+        if isinstance(sample.prompt, str):
+            num_kept, prompt = 1, [self.encoder.bos, *self._encode(sample.prompt)]
+        else:
+            num_kept, prompt = 2, self._render(sample.prompt)
+        if len(prompt) < self.encoder.context_len:
+            return prompt
+        asking.note(sample.sample_id, "cut")
+        return cut_prompt(prompt, num_kept, self.encoder.context_len, asking.max_tokens)
+
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False))
 
     def _render(self, conversation: Conversation) -> list[int]:
         if not self._tokenizer.chat_template:
             raise EvalError(f"{self.name} has no chat template: chat tasks cannot be asked")
-        rendered = self._tokenizer.apply_chat_template(
-            conversation_to_json(conversation), add_generation_prompt=True, return_dict=True
+        return self._encode(
+            self._tokenizer.apply_chat_template(
+                conversation_to_json(conversation), add_generation_prompt=True, tokenize=False
+            )
         )
-        return list(rendered["input_ids"])
 
     def _scored(self, texts: Sequence[Sequence[int]], places: Sequence[int]) -> list[Scored]:
         """One padded forward pass for all texts of a sample."""
@@ -153,7 +164,7 @@ class ForeignExaminee:
         return scored
 
     def _bits(self, sample: Sample) -> Verdict:
-        text = str(sample.prompt)
+        text = replace_surrogates(str(sample.prompt))
         tokens = self._encode(text)
         nats = 0.0
         for part in windows(tokens, self.encoder.context_len - 1):
@@ -167,7 +178,8 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    """Of every file's name and content, so that other weights are another model."""
+    """Of every file's name and content, so that other weights are another model, and of how it is
+    asked, so that no verdict of another procedure is taken for its own."""
     files = sorted(file for file in path.iterdir() if file.is_file())
     entries = [[file.name, sha256_of_file(file)] for file in files]
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([PROCEDURE, entries]).encode()).hexdigest()

@@ -7,10 +7,12 @@ who calls: runner.py, through cli/eval.py   (imports no torch)
 
 A server that ignores echo is found out: its answer does not begin with what was sent.  How long its
 context is, nobody has to know: what it refuses as too long is asked again, shorter (`_within`,
-`_cut`) or in parts (`_bits`), and says so (flags cut, parts).
+`_cut`) or in parts (`_bits`), and says so (flags cut, parts).  A server of ours is told to use its
+calculator where a task offers one; of any other an answer is noted as made without (no_tools).
 Read next: echoes.py (what is made of the likelihoods), server/completions.py (our side of it).
 """
 
+import http.client
 import json
 import math
 import re
@@ -20,6 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from nanochat.common.errors import EvalError
@@ -27,6 +30,7 @@ from nanochat.common.messages import Conversation, conversation_to_json
 from nanochat.evals.echoes import Echo, echo_bits, echo_of, echo_verdict
 from nanochat.evals.examinee import Asking
 from nanochat.evals.task import Kind, Mode, Sample, Verdict
+from nanochat.tokenizer.tokenizer import replace_surrogates
 
 __all__ = ["RemoteExaminee"]
 
@@ -35,6 +39,8 @@ MOST_TRIES = 5
 MOST_WAIT_S = 30.0
 TOP_LOGPROBS = 20  # as many as OpenAI's servers tell
 MANY_PROMPTS = 16  # in one request
+LIST_TIMEOUT_S = 20.0
+OURS = "nanochat"  # who owns the models of a server of ours, in GET /v1/models
 HALVING_STEPS = 5  # (7/8)^5 is about a half: so much of a prompt may go to make room for the answer
 # How servers say that a prompt does not fit: OpenAI's and ours, vLLM's, llama.cpp's, Ollama's.
 TOO_LONG = re.compile(
@@ -120,12 +126,31 @@ class RemoteExaminee:
             **({} if asking.top_k is None else {"top_k": asking.top_k}),
             **({"stop": list(asking.stop)} if asking.stop else {}),
         }
+        if asking.tools:
+            if self._has_calculator and not isinstance(sample.prompt, str):
+                body["tools"] = [{"type": "calculator"}]
+            else:
+                asking.note(sample.sample_id, "no_tools")
         choices, is_cut = self._within(sample.prompt, body)
         if is_cut:
             asking.note(sample.sample_id, "cut")
         if isinstance(sample.prompt, str):
             return tuple(str(choice["text"]) for choice in choices)
         return tuple(str(choice["message"]["content"] or "") for choice in choices)
+
+    @cached_property
+    def _has_calculator(self) -> bool:
+        """Whether the model is one of a `nanochat serve`, whose calculator answers can use.
+
+        Others are not tried: some take a tool that they do not know for a part of the prompt.
+        """
+        request = urllib.request.Request(f"{self.url}/models", headers=self._headers())
+        try:
+            with urllib.request.urlopen(request, timeout=LIST_TIMEOUT_S) as answer:
+                models = json.loads(answer.read())["data"]
+            return any(each["id"] == self.name and each["owned_by"] == OURS for each in models)
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return False  # what is wrong with the server, the questions will tell
 
     def _letters(self, sample: Sample, mode: Mode) -> Verdict:
         assert not isinstance(sample.prompt, str), "lettered answers to a text"
@@ -223,7 +248,7 @@ class RemoteExaminee:
 
     def _bits(self, sample: Sample, echo: Echo | None) -> Verdict:
         """A document's bits; one that is longer than the server's context is asked in halves."""
-        waiting: list[tuple[str, Echo | None]] = [(str(sample.prompt), echo)]
+        waiting: list[tuple[str, Echo | None]] = [(replace_surrogates(str(sample.prompt)), echo)]
         parts: list[tuple[str, Echo]] = []
         while waiting:
             text, told = waiting.pop(0)
@@ -239,6 +264,7 @@ class RemoteExaminee:
 
     def _echoes(self, texts: Sequence[str]) -> list[Echo | None]:
         """What the server makes of each text; None for one that is too long for it."""
+        texts = [replace_surrogates(text) for text in texts]  # as a server tells it again
         batches = [
             texts[start : start + MANY_PROMPTS] for start in range(0, len(texts), MANY_PROMPTS)
         ]
@@ -275,9 +301,7 @@ class RemoteExaminee:
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         """What the server answers; busy servers are asked again."""
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+        headers = {"Content-Type": "application/json", **self._headers()}
         content = json.dumps({"model": self.name, **body}).encode()
         for left in reversed(range(MOST_TRIES)):
             request = urllib.request.Request(f"{self.url}/{path}", content, headers)
@@ -285,17 +309,31 @@ class RemoteExaminee:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                     return json.loads(answer.read())
             except urllib.error.HTTPError as error:
-                said = error.read().decode(errors="replace")[:300]
+                said = _said(error)
                 if error.code in (400, 413, 422) and TOO_LONG.search(said):
                     raise _TooLongError from None
                 if error.code not in (429, 500, 502, 503, 504) or not left:
                     raise EvalError(f"{self.url}/{path} answers {error.code}: {said}") from None
                 time.sleep(_wait_s(error.headers.get("Retry-After"), left))
-            except (OSError, ValueError) as error:
-                if not left or isinstance(error, ValueError):
-                    raise EvalError(f"{self.url}/{path} cannot be asked ({error})") from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if not left or isinstance(error, ValueError | http.client.InvalidURL):
+                    raise EvalError(f"{self.url}/{path} cannot be asked ({error!r})") from None
                 time.sleep(_wait_s(None, left))
         raise AssertionError("the last try returns or raises")
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """What a server gives for a reason, as far as it came."""
+    try:
+        content = error.read()
+    except http.client.IncompleteRead as broken:
+        content = broken.partial
+    except (OSError, http.client.HTTPException):
+        content = b""
+    return content.decode(errors="replace")[:300]
 
 
 def _wait_s(told: str | None, left: int) -> float:

@@ -36,6 +36,7 @@ FLAGS = {
     "separate": "the prompt's last token spans the continuation: both were encoded apart",
     "cut": "the text is longer than the context, and lost its beginning",
     "parts": "the document is longer than the server's context, and was asked in parts",
+    "no_tools": "answered without the calculator that the task offers, so the score may be lower",
     "fewer_shots": "so few rows are asked (limit) that fewer examples than the task's stand before",
     "timeout": "a program ran out of time, perhaps on a busy machine; the next run judges again",
 }

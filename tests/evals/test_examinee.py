@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,13 @@ def test_a_prompt_beyond_the_context_is_cut_or_slides_as_the_reference(
 # --------------------------------------------------------------------------------- transformers
 
 
+@pytest.fixture
+def foreign(tmp_path: Path) -> ForeignExaminee:
+    pytest.importorskip("transformers")
+    write_foreign(tmp_path)
+    return ForeignExaminee(tmp_path, device="cpu")
+
+
 def test_a_model_of_transformers_scores_as_its_own_loss_says(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     model = write_foreign(tmp_path)
@@ -160,6 +168,55 @@ def test_a_model_of_transformers_scores_as_its_own_loss_says(tmp_path: Path) -> 
     chat = Sample(sample_id="1", prompt=(Message("user", "one"),), choices=("A", "B"))
     with pytest.raises(EvalError, match="has no chat template"):
         foreign.likelihoods([chat], "letter_choice", "default")
+
+
+@pytest.mark.req("FR-039", "FR-043")
+@pytest.mark.parametrize(
+    ("num_words", "max_tokens", "is_cut"),
+    [(6, 20, False), (10, 3, False), (11, 3, True), (40, 3, True), (40, 200, True)],
+)
+def test_a_model_of_transformers_loses_only_what_does_not_fit_and_no_calculator_is_noted(
+    foreign: ForeignExaminee,
+    monkeypatch: pytest.MonkeyPatch,
+    num_words: int,
+    max_tokens: int,
+    is_cut: bool,
+) -> None:
+    """Its context is 12: the beginning of a text, and what is written, take part of it."""
+    asked: list[list[int]] = []
+    generate = foreign._model.generate
+    monkeypatch.setattr(
+        foreign._model,
+        "generate",
+        lambda tokens, **more: asked.append(tokens[0].tolist()) or generate(tokens, **more),
+    )
+    words = [("one", "two", "three", "four")[n % 4] for n in range(num_words)]
+    told: list[str] = []
+    asking = Asking(max_tokens=max_tokens, tools=True, note=lambda _, flag: told.append(flag))
+    sample = Sample(sample_id="1", prompt=" ".join(words))
+    assert len(list(foreign.answers([sample], asking))) == 1
+    [[bos, *rest]] = asked
+    expected = foreign._encode(sample.prompt)  # type: ignore[arg-type]
+    assert bos == 0 and sorted(told) == (["cut", "no_tools"] if is_cut else ["no_tools"])
+    assert rest == (expected[-(12 - min(max_tokens, 6) - 1) :] if is_cut else expected)
+    told.clear()
+    list(foreign.answers([sample], replace(asking, tools=False)))
+    assert told == (["cut"] if is_cut else [])
+
+
+def test_a_model_of_transformers_is_asked_half_a_surrogate_pair(foreign: ForeignExaminee) -> None:
+    [bits] = foreign.likelihoods(
+        [Sample(sample_id="1", prompt="one \ud800")], "bits_per_byte", "default"
+    )
+    assert bits.details["num_bytes"] == 7  # as U+FFFD
+    choice = Sample(sample_id="1", prompt="one ", choices=("\ud800", "two"))
+    assert foreign.likelihoods([choice], "multiple_choice", "default")[0].choice is not None
+    foreign._tokenizer.chat_template = "{% for m in messages %}one {{ m.content }}{% endfor %} two"
+    [asked] = foreign._tokenizer.apply_chat_template([[{"role": "user", "content": "four"}]])[
+        "input_ids"
+    ]
+    assert foreign._render((Message("user", "four"),)) == asked == [1, 4, 2]
+    assert foreign._render((Message("user", "\ud800"),)) == [1, 0, 2]
 
 
 # --------------------------------------------------------------------------------- the terminal

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 from nanochat.common.errors import EvalError
 from nanochat.common.messages import Message
 from nanochat.engine.engine import Engine
+from nanochat.evals import remote as remote_module
 from nanochat.evals.core import CORE_TASKS
 from nanochat.evals.data import DataFiles
 from nanochat.evals.examinee import Asking, EngineExaminee
 from nanochat.evals.remote import RemoteExaminee
+from nanochat.evals.report_eval import render_html
+from nanochat.evals.report_markdown import render_markdown
+from nanochat.evals.results import EvalResult
 from nanochat.evals.runner import RunOptions, run_tasks
-from nanochat.evals.task import Sample
+from nanochat.evals.task import Judgement, Sample, Task
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LOGITS_ATOL
 from tests.engine.conftest import random_model
@@ -32,6 +37,7 @@ class Stand:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
         self.answer: Answer = lambda path, body: (404, {})
+        self.models: list[dict[str, str]] = []
         self.url = ""
 
 
@@ -40,6 +46,10 @@ def stand() -> Iterator[Stand]:
     state = Stand()
 
     class Answers(Handler):
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self.say(200, {}, content=json.dumps({"data": state.models}).encode())
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.asked.append((self.path, body, self.headers.get("Authorization")))
@@ -179,6 +189,60 @@ def test_top_k_is_sent_where_it_is_said(stand: Stand) -> None:
     assert [body.get("top_k", "unsaid") for _, body, _ in stand.asked] == ["unsaid", 5, 0]
 
 
+@pytest.mark.req("FR-039", "FR-043")
+@pytest.mark.parametrize("owner", [None, "someone", "nanochat"])
+def test_a_server_of_ours_is_told_to_use_its_calculator_and_of_others_it_is_noted(
+    stand: Stand, tmp_path: Path, owner: str | None
+) -> None:
+    stand.answer = lambda path, body: (200, {"choices": [{"message": {"content": "4"}}]})
+    if owner is not None:
+        stand.models = [{"id": "m", "owned_by": owner}]
+    samples = [Sample(sample_id=str(n), prompt=(Message("user", "2+2?"),)) for n in range(2)]
+    task = Task(
+        name="sums", version="1", kind="generative", load=lambda selection: samples,
+        judge=lambda sample, output: Judgement(1.0), tools=True,
+    )  # fmt: skip
+    remote = RemoteExaminee(name="m", url=stand.url)
+    options = RunOptions(source=DataFiles([tmp_path]))
+    found = run_tasks(remote, [task], options)
+    is_ours = owner == "nanochat"
+    tools = [{"type": "calculator"}] if is_ours else None
+    assert [body.get("tools") for _, body, _ in stand.asked] == [tools] * 2
+    note = "2 of 2: answered without the calculator that the task offers"
+    assert [each.startswith(note) for each in found["sums"].notes] == ([] if is_ours else [True])
+    result = EvalResult(model="m", tasks=found)
+    assert (note in render_html(result)) != is_ours
+    assert (note in render_markdown(result)) != is_ours
+    stand.asked.clear()
+    assert not run_tasks(remote, [replace(task, tools=False)], options)["sums"].notes
+    assert "tools" not in stand.asked[0][1]
+
+
+@pytest.mark.req("FR-043")
+def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat.evals.remote._wait_s", lambda told, left: 0.0)
+    whole = json.dumps({"choices": [{"text": "four"}]}).encode()
+    num_asked = []
+
+    class Breaking(Handler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            num_asked.append(1)
+            self.send_response(503 if len(num_asked) == 2 else 200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole if len(num_asked) == 3 else whole[:9])
+
+    sample, asking = Sample(sample_id="1", prompt="2 + 2 is"), Asking()
+    with listening(Breaking) as url:
+        remote = RemoteExaminee(name="m", url=url)
+        assert list(remote.answers([sample], asking)) == [(0, ("four",))]
+        assert len(num_asked) == 3
+        with pytest.raises(EvalError, match="cannot be asked .*IncompleteRead"):
+            list(remote.answers([sample], asking))
+    assert len(num_asked) == 3 + remote_module.MOST_TRIES
+
+
 @pytest.mark.req("FR-043")
 @pytest.mark.parametrize(
     ("num_letters", "max_tokens", "expected", "told"),
@@ -236,6 +300,9 @@ def test_what_fits_in_no_way_is_wrong_alone_and_documents_are_asked_in_parts(sta
     assert [each.details.get("flags") for each in found] == [None, ["cut"], ["cut"]]
     assert [each.score for each in found] == [1.0, 1.0, 0.0]
     assert found[2].explanation == "longer than the server's context, even without its prompt"
+    halved = Sample(sample_id="5", prompt="half \ud800 a pair")  # 13 letters, one of three bytes
+    [bits] = remote.likelihoods([halved], "bits_per_byte", "default")
+    assert bits.details["num_bytes"] == 15
     document = Sample(sample_id="4", prompt="one two three four five six seven")
     [bits] = remote.likelihoods([document], "bits_per_byte", "default")
     assert bits.score == pytest.approx(33) and bits.details["num_bytes"] == 33
