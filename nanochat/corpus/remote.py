@@ -50,6 +50,7 @@ PARTIAL = "partial-"  # what the Hub puts before a split of which it has convert
 PARTLY = "a part of it only: the Hub makes Parquet files of the first gigabytes of a large data set"
 PUBLIC_HUB = "https://huggingface.co/"
 FREE_BYTES = 1 << 28  # stay free on the disk
+OFFLINE = "HF_HUB_OFFLINE or NANOCHAT_OFFLINE is set"
 
 # Path() makes one slash of the two of an address.
 ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/{1,2}(?=[^/])")
@@ -161,17 +162,18 @@ def fetch(
 ) -> Arrived:
     """The data set, loaded where it is not here; with more than there was, if more is asked for.
 
-    Raises: DataError where it cannot be loaded, is offline, or finds no room.
+    Raises: DataError where it cannot be loaded, or finds no room; offline, where it is not here, or
+            less of it than is asked for.
     """
     options = options or LoadOptions()
     folder = folder_of(dataset, home)
     if is_offline():
-        if (here := _or_none(dataset, home)) is not None:
-            return here
-        raise DataError(
-            f"{dataset.name} is not in {folder}, and HF_HUB_OFFLINE or NANOCHAT_OFFLINE is set: "
-            "unset it to load it"
-        )
+        if (here := _or_none(dataset, home)) is None:
+            raise DataError(
+                f"{dataset.name} is not in {folder}, and {OFFLINE}: unset it to load it"
+            )
+        _check_enough(dataset, here, options)
+        return here
     with locked(folder / ".lock"):
         is_fixed = options.num_files is None and not options.is_whole
         if is_fixed and (here := _or_none(dataset, home)) is not None:
@@ -197,6 +199,21 @@ def _or_none(dataset: Dataset, home: Path | None) -> Arrived | None:
         return arrived(dataset, home)
     except DataError:  # a file has gone: it is loaded again
         return None
+
+
+def _check_enough(dataset: Dataset, here: Arrived, options: LoadOptions) -> None:
+    """Raises: DataError where fewer shards are here than are asked for."""
+    if not isinstance(dataset.source, Shards | HubFolder) or dataset.num_files is None:
+        return  # it is loaded whole
+    all_files = dataset.num_files - 1  # the last is for validation
+    wanted = all_files if options.is_whole else min(options.num_files or 0, all_files)
+    have = sum(side == "train" for side in here.sides.values())
+    if have < wanted:
+        raise DataError(
+            f"{dataset.name} has {have:,} files to train on in {here.folder}, expected the "
+            f"{wanted:,} that are asked for, and {OFFLINE}: unset it to load the others, or ask "
+            f"for {have:,}"
+        )
 
 
 def _drop_damaged(folder: Path) -> None:

@@ -296,6 +296,16 @@ def test_offline_what_is_here_is_used_and_the_rest_told(
     fetch(dataset_of("climbmix"))
     monkeypatch.setenv("NANOCHAT_OFFLINE", "1")
     assert len(fetch(dataset_of("climbmix")).files) == 3
+    for enough in (LoadOptions(num_files=1), LoadOptions(num_files=2)):
+        assert len(fetch(dataset_of("climbmix"), None, enough).files) == 3
+    for number, options in ((3, LoadOptions(num_files=3)), (4, LoadOptions(is_whole=True))):
+        with pytest.raises(DataError, match=rf"2 files to train on .* the {number} that .*OFFLINE"):
+            fetch(dataset_of("climbmix"), None, options)
+    monkeypatch.delenv("NANOCHAT_OFFLINE")
+    fetch(dataset_of("climbmix"), None, LoadOptions(is_whole=True))
+    monkeypatch.setenv("NANOCHAT_OFFLINE", "1")
+    for options in (LoadOptions(num_files=170), LoadOptions(is_whole=True)):
+        assert len(fetch(dataset_of("climbmix"), None, options).files) == 5  # there are no more
 
 
 def test_a_disk_without_room_is_told_before_anything_is_loaded(
