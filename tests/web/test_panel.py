@@ -223,6 +223,43 @@ def test_shortcuts_are_listed_work_and_take_nothing_from_the_browser(
     expect(view.page.locator("#sidebar")).to_be_visible()
 
 
+PRESS = """([key, code, more]) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown",
+  { key, code, altKey: true, shiftKey: true, bubbles: true, cancelable: true, ...more }))"""
+
+
+def pressed(view: View, key: str, code: str, **more: bool) -> bool:
+    """Whether a shortcut took the key from what has the focus."""
+    return not view.page.evaluate(PRESS, [key, code, more])
+
+
+def test_keys_that_write_a_character_are_no_shortcut_in_a_text_box(view: View) -> None:
+    view.page.focus("#question")
+    for key, code in (("\u015a", "KeyS"), ("\u0143", "KeyN"), ("\u00c7", "KeyC")):
+        assert not pressed(view, key, code)
+    assert view.page.locator("dialog[open]").count() == 0
+    assert pressed(view, "\u042b", "KeyS")  # a Cyrillic keyboard, where Alt writes nothing
+    expect(view.page.locator("#settings")).to_be_visible()
+    view.page.keyboard.press("Escape")
+    view.page.focus("#question")
+    assert pressed(view, "S", "KeyS")
+    expect(view.page.locator("#settings")).to_be_visible()
+
+
+def test_on_a_mac_control_makes_a_shortcut_of_them(new_view: Callable[..., View]) -> None:
+    view = new_view()
+    view.page.add_init_script(
+        "Object.defineProperty(Navigator.prototype, 'platform', { get: () => 'MacIntel' })"
+    )
+    view.open()
+    view.page.focus("#question")
+    assert not any(pressed(view, key, "KeyX") for key in ("\u02db", "\u0179", "\u2248"))
+    assert pressed(view, "\u02db", "KeyX", ctrlKey=True)
+    expect(view.page.locator("#sidebar")).to_be_hidden()
+    view.page.focus("#new-chat-bar")
+    assert pressed(view, "\u00d3", "KeyH")  # no text box
+    assert "Any of these, from a text box" in view.page.locator("#help").inner_text()
+
+
 def test_copying_an_answer_and_its_code(view: View, play: Stage) -> None:
     view.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     play.engine.say("Look:\n\n```py\nprint(1)\n```\n\n<|python_start|>1+1<|python_end|>done")
