@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
+ZSTD_WINDOW_BYTES = 1 << 31  # of `zstd --long=31`, which large dumps use; taken if a file asks
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 FORMATS = {
     ".txt": "text",
@@ -182,7 +183,8 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
     import zstandard
 
     # Its stream reader takes a truncated file for a short one; this knows where a frame ends.
-    frame = zstandard.ZstdDecompressor().decompressobj()
+    unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
+    frame = unpacker.decompressobj()
     is_inside = False
     try:
         with path.open("rb") as file:
@@ -194,9 +196,14 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
                     packed = b""
                     if frame.eof:
                         packed = frame.unused_data
-                        frame = zstandard.ZstdDecompressor().decompressobj()
+                        frame = unpacker.decompressobj()
                         is_inside = False
     except zstandard.ZstdError as error:
+        if "memory" in str(error):
+            raise DataError(
+                f"{path}: there is not enough memory to unpack it ({error}), expected at most "
+                "--long=31: pack it again with a smaller --long"
+            ) from None
         raise DataError(f"{path}: damaged ({error}); get it again") from None
     if is_inside:
         raise EOFError

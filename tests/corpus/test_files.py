@@ -144,6 +144,21 @@ def test_files_of_several_frames(tmp_path: Path) -> None:
         assert b"".join(read_chunks(path)) == b"one two three"
 
 
+def zstd_frame(window_log: int, data: bytes) -> bytes:
+    """A frame that asks for such a window, of one block that is not packed (RFC 8878, 3.1.1)."""
+    block_header = (1 | len(data) << 3).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd" + bytes([0, (window_log - 10) << 3]) + block_header + data
+
+
+def test_zstd_of_large_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "dump.txt.zst"
+    path.write_bytes(zstd_frame(31, b"one ") + zstd_frame(28, b"two"))
+    assert b"".join(read_chunks(path)) == b"one two"
+    path.write_bytes(zstd_frame(32, b"one"))
+    with pytest.raises(DataError, match=r"not enough memory .* expected at most --long=31"):
+        list(read_chunks(path))
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
 def test_truncated_and_damaged_files_are_named(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"a.txt{suffix}", bytes(range(256)) * 1000)
