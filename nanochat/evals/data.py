@@ -176,7 +176,7 @@ def _row(number: int, line: bytes, path: str) -> Row:
     where = f"{path}, line {number}"
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: a thousand brackets in one another
         raise DataError(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"{where}: {str(value)[:40]!r}, expected a JSON object")

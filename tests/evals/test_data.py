@@ -91,6 +91,13 @@ def test_only_the_rows_that_are_asked_are_parsed(tmp_path: Path) -> None:
         files.rows("a.jsonl")
 
 
+@pytest.mark.req("FR-037")
+def test_a_row_that_is_nested_too_deeply_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n{"n": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: not JSON \(.*recursion"):
+        DataFiles([tmp_path]).rows("a.jsonl")
+
+
 def test_words_are_stripped(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_bytes(b"one\r\ntwo\r\n \r\nthree")
     assert DataFiles([tmp_path]).words("w.txt") == ["one", "two", "three"]
