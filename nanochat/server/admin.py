@@ -115,11 +115,15 @@ class Operations:
         return self.cache
 
 
-def admin_routes(operations: Operations, model: Any) -> APIRouter:
-    """The routes above; `model` is a ServedModel."""
+def admin_routes(
+    operations: Operations, model: Any, check_model: Callable[[str], None]
+) -> APIRouter:
+    """The routes above; `model` is a ServedModel, `check_model` raises for a name that is none of
+    its."""
     router = APIRouter()
     admission = operations.admission
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, Any]:
         """Whether the process answers; with the names of karpathy/nanochat's chat_web.py."""
@@ -134,6 +138,7 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
             "available_workers": num_available,
         }
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", responses={503: {"description": "Not now", "content": ANY_JSON}})
     async def ready() -> Response:
         """Whether requests are taken."""
@@ -175,8 +180,11 @@ def admin_routes(operations: Operations, model: Any) -> APIRouter:
 
     @router.delete("/admin/cache")
     async def clear(request: Request) -> dict[str, int]:
-        """Forget all answers, or those of one model."""
-        return {"removed": operations.need_admin().clear(request.query_params.get("model"))}
+        """Forget all answers, or those of one model, by any of its names."""
+        cache, named = operations.need_admin(), request.query_params.get("model")
+        if named is not None:
+            check_model(named)
+        return {"removed": cache.clear()}
 
     @router.delete("/admin/cache/{key}")
     async def remove(key: str) -> dict[str, int]:

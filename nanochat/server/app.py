@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import nanochat
 from nanochat.common.errors import NanochatError
@@ -68,7 +69,13 @@ def create_app(
 ) -> FastAPI:
     """The server as an ASGI app; `settings` None: those of a server on the loopback address."""
     settings = settings or ServerSettings()
-    app = FastAPI(title="nanochat", version=nanochat.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="nanochat",
+        version=nanochat.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would name http:// behind a proxy, and is no answer
+    )
     gate = Gate(engine, settings, model=model.name, model_hash=model.model_hash)
     for error in (ApiError, NanochatError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, _on_error)
@@ -76,7 +83,7 @@ def create_app(
     _add_text_routes(app, serving)
     _add_model_routes(app, serving)
     pages = page_routes() if settings.ui_path is None else own_page_routes(settings.ui_path)
-    gate.install(app, model, [route.path for route in pages])
+    gate.install(app, model, [route.path for route in pages], serving.check_model)
     app.router.routes.extend(pages)
     app.openapi = partial(document, app, model, ChatCompletionChunk)  # type: ignore[method-assign]
     return app
@@ -138,6 +145,19 @@ def _add_model_routes(app: FastAPI, serving: Serving) -> None:
         return await detokenize(serving, body)
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def _methods(request: Request) -> list[str]:
+    """What a path can be asked with; the framework names those of its first route alone."""
+    return [
+        method
+        for method in METHODS
+        for scope in ({**request.scope, "method": method},)
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
 def _on_error(request: Request, error: Exception) -> Response:
     """Every exception that no route has turned into an answer, the framework's own included."""
     headers: dict[str, Any] = retry_headers(error)
@@ -146,6 +166,8 @@ def _on_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         answer = http_error(error, request.method, request.url.path)
         headers |= error.headers or {}
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
     else:
         answer = to_api_error(error)
     return JSONResponse(error_body(answer), answer.status, headers)

@@ -81,9 +81,9 @@ async def prompt_of(
     """
     serving.check_characters(sum(len(message.content) for message in messages), "messages")
     asked, begun = (messages[:-1], messages[-1].content) if goes_on else (messages, "")
-    conversation, tokenizer = conversation_of(asked), serving.model.tokenizer
+    tokenizer = serving.model.tokenizer
     return await asyncio.to_thread(
-        lambda: render_prompt(conversation, tokenizer) + tokenizer.encode(begun)
+        lambda: render_prompt(conversation_of(asked), tokenizer) + tokenizer.encode(begun)
     )
 
 

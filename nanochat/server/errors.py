@@ -140,8 +140,15 @@ CODES = {
 }
 
 
+# What reading JSON raises beside JSONDecodeError: for bytes that are no UTF-8 and for numbers of
+# thousands of digits, and for a hundred thousand brackets.
+UNREADABLE = (ValueError, RecursionError)
+
+
 def http_error(error: HTTPException, method: str, path: str) -> ApiError:
     """An error that the framework raised."""
+    if isinstance(error.__cause__, UNREADABLE):
+        return ApiError(400, NOT_JSON, "invalid_json")
     url = f"{method} {path[:MAX_ECHO_LENGTH]}"
     messages = {404: f"Invalid URL ({url})", 405: f"Not allowed to {url}"}
     message = messages.get(error.status_code, str(error.detail))

@@ -80,9 +80,15 @@ class Gate:
         if self.cache is None or not self.admission.is_ready:
             self.admission.check(num_answers)
 
-    def install(self, app: FastAPI, model: Any, page_paths: Collection[str]) -> None:
+    def install(
+        self,
+        app: FastAPI,
+        model: Any,
+        page_paths: Collection[str],
+        check_model: Callable[[str], None],
+    ) -> None:
         """Routes and middleware; `model` is a ServedModel, the page's paths need no key."""
-        app.include_router(admin_routes(self.operations, model))
+        app.include_router(admin_routes(self.operations, model, check_model))
         app.add_middleware(
             Guard,
             limits=self.settings.limits,

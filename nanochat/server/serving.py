@@ -7,9 +7,10 @@ Read next: stream.py (the answer), chat.py (one of the routes).
 """
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 from fastapi import Request
 from fastapi.responses import Response
 
-from nanochat.common.errors import ClientLeft, ConfigError, NanochatError
+from nanochat.common.errors import ClientLeft, ConfigError, NanochatError, Overloaded
 from nanochat.engine.request import Request as EngineRequest
 from nanochat.engine.request import SamplingParams
 from nanochat.server.cache_key import CachePolicy, cache_policy
@@ -34,6 +35,9 @@ __all__ = ["ServedModel", "Serving", "TextParam", "new_id"]
 MAX_ANSWER_SIZE = 2**19
 """Tokens and log-probabilities that the answers to one body may have: about 120 bytes each, until
 the last is sent.  128 answers of 4,096 tokens, or 12 of 2,048 with 20 log-probabilities each."""
+
+MAX_TOKENIZING = 32
+"""Bodies of /tokenize and /detokenize at once: each may be 1 MiB, and a token a byte."""
 
 TextParam = Literal["messages", "prompt"]
 """What a body calls its text."""
@@ -73,6 +77,25 @@ class Serving:
         self.gate, self.model = gate, model
         self.stop_tokens = stop_tokens(model.tokenizer)
         self._longest_token = max(model.tokenizer.token_bytes)
+        self._num_tokenizing = 0
+
+    @contextlib.contextmanager
+    def tokenizing(self) -> Iterator[None]:
+        """While a text is made tokens of, or the other way, for its own sake.
+
+        Raises: Overloaded if too many are.
+        """
+        if self._num_tokenizing >= MAX_TOKENIZING:
+            self.gate.metrics.rejected("queue_full")
+            raise Overloaded(
+                f"{self._num_tokenizing} texts are being tokenized, of at most {MAX_TOKENIZING}: "
+                "ask again later"
+            )
+        self._num_tokenizing += 1
+        try:
+            yield
+        finally:
+            self._num_tokenizing -= 1
 
     def check_model(self, name: str) -> None:
         """Whether it is served.

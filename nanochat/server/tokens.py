@@ -2,7 +2,8 @@
 who calls: app.py
 
 The bodies are vLLM's.  A text is tokenized as /v1/completions reads it, a conversation as
-/v1/chat/completions does; neither can make a special token, whatever it says.
+/v1/chat/completions does; neither can make a special token, whatever it says.  No engine is asked,
+so that a bound of their own says how many there are at once.
 Read next: serving.py; tokenizer/tokenizer.py.
 """
 
@@ -23,7 +24,8 @@ async def tokenize(serving: Serving, body: TokenizeRequest) -> Tokenized:
     """The tokens of a text or a conversation."""
     if body.model is not None:
         serving.check_model(body.model)
-    return await asyncio.to_thread(_tokenized, serving, body)
+    with serving.tokenizing():
+        return await asyncio.to_thread(_tokenized, serving, body)
 
 
 async def detokenize(serving: Serving, body: DetokenizeRequest) -> Detokenized:
@@ -37,7 +39,8 @@ async def detokenize(serving: Serving, body: DetokenizeRequest) -> Detokenized:
             "vocabulary."
         )
         raise ApiError(400, message, "invalid_value", param="tokens")
-    text = await asyncio.to_thread(serving.model.tokenizer.decode, body.tokens)
+    with serving.tokenizing():
+        text = await asyncio.to_thread(serving.model.tokenizer.decode, body.tokens)
     return Detokenized(prompt=text)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from nanochat.common.errors import (
     Aborted,
@@ -22,6 +23,7 @@ from nanochat.common.errors import (
     RequestTooLong,
     TokenizerError,
 )
+from nanochat.server import requests
 from nanochat.server.app import ServedModel, create_app
 from nanochat.server.settings import ServerSettings
 from tests.conftest import REPOSITORY
@@ -296,8 +298,9 @@ def test_wrong_values_are_400_and_name_the_parameter(
         (b'"x"', "invalid_type", None),
         (b"{}", "missing_required_parameter", "model"),
         (b'{"model": "tiny"}', "missing_required_parameter", "messages"),
-        (b"[" * 100_000, "invalid_request", None),
-        (b'{"model": "\xff"}', "invalid_request", None),
+        (b"[" * 100_000, "invalid_json", None),
+        (b'{"model": "\xff"}', "invalid_json", None),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_json", None),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -307,6 +310,26 @@ def test_bodies_that_are_no_request(
 ) -> None:
     response = client.post(CHAT, content=content, headers=JSON)
     assert_error(response, 400, code, param)
+
+
+@pytest.mark.req("FR-083", "FR-062")
+def test_the_first_wrong_message_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of 16,000 of them would take half a second."""
+    num_looked_at = 0
+    look = requests._neutral
+
+    def counted(data: Any, neutral: Any) -> Any:
+        nonlocal num_looked_at
+        num_looked_at += 1
+        return look(data, neutral)
+
+    monkeypatch.setattr(requests, "_neutral", counted)
+    for kind in (requests.ChatRequest, requests.TokenizeRequest):
+        num_looked_at = 0
+        with pytest.raises(ValidationError) as wrong:
+            kind.model_validate({"model": "tiny", "messages": [USER, *[{}] * 1000]})
+        assert {error["loc"][:2] for error in wrong.value.errors()} == {("messages", 1)}
+        assert num_looked_at <= 3
 
 
 @pytest.mark.req("FR-083")
@@ -320,9 +343,23 @@ def test_unknown_models_addresses_and_methods(client: TestClient) -> None:
     assert assert_error(client.get("/v2"), 404, "unknown_url") == "Invalid URL (GET /v2)"
     assert_error(client.get("/../pyproject.toml"), 404, "unknown_url")
     assert_error(client.delete("/v1/models"), 405, "method_not_allowed")
-    response = client.get(CHAT)
-    assert_error(response, 405, "method_not_allowed")
-    assert response.headers["allow"] == "POST"
+    for method, path, allowed in [
+        ("GET", CHAT, "POST"),
+        ("PUT", "/admin/cache", "GET, DELETE"),
+        ("PUT", "/admin/cache/x", "DELETE"),
+        ("POST", "/health", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+    ]:
+        response = client.request(method, path, headers=JSON)
+        assert_error(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == allowed
+    for path in (f"{CHAT}/", "/health/", "/v1/models/tiny/", "/v1/models//"):
+        response = client.get(path, follow_redirects=False)
+        assert response.status_code == 404, path
+    assert_error(client.post(f"{CHAT}/", json=ask()), 404, "unknown_url")
+    for path in ("/health", "/ready", "/"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.mark.req("EC-4")

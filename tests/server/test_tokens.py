@@ -1,11 +1,16 @@
 """POST /tokenize and /detokenize."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from nanochat.server.app import ServedModel
+from nanochat.server import serving
+from nanochat.server.app import ServedModel, create_app
+from nanochat.server.settings import ServerSettings
+from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.server.conftest import CONTEXT_LEN, ask
 from tests.server.fakes import FakeEngine
 from tests.server.test_app import CHAT, assert_error
@@ -40,6 +45,33 @@ def test_text_that_no_utf8_can_hold(client: TestClient, served: ServedModel) -> 
     )
     tokens = response.json()["tokens"]
     assert client.post("/detokenize", json={"tokens": tokens[1:]}).json() == {"prompt": "\ufffd"}
+
+
+def test_there_is_a_bound_of_how_many_at_once(served: ServedModel) -> None:
+    app = create_app(FakeEngine(), served, ServerSettings(max_queue=0))
+    is_begun, may_go_on = threading.Semaphore(0), threading.Event()
+
+    def waiting(tokens: Any) -> str:
+        is_begun.release()
+        assert may_go_on.wait(60)
+        return "x"
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        TestClient(app, base_url="http://localhost") as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        patch.setattr(serving, "MAX_TOKENIZING", 2)
+        patch.setattr(Tokenizer, "decode", lambda self, tokens: waiting(tokens))
+        asked = [threads.submit(client.post, "/detokenize", json={"tokens": [1]}) for _ in range(2)]
+        assert is_begun.acquire(timeout=60) and is_begun.acquire(timeout=60)
+        for path, body in (("/detokenize", {"tokens": [1]}), ("/tokenize", {"prompt": "a"})):
+            response = client.post(path, json=body)
+            assert_error(response, 429, "rate_limit_exceeded")
+            assert response.headers["retry-after"] == "1"
+        may_go_on.set()
+        assert [each.result().status_code for each in asked] == [200, 200]
+        assert client.post("/tokenize", json={"prompt": "a"}).status_code == 200
 
 
 @pytest.mark.parametrize(
