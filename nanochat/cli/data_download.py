@@ -25,7 +25,7 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(CommonOptions):
-    """Load data sets: names of the catalog, hf:org/dataset[/config][:split], addresses.
+    """Load data sets: names of the catalog, hf:org/dataset[/config][:split][#column], addresses.
 
     A load that was stopped goes on where it was; what is here is not loaded again. One that cannot
     be loaded keeps none of the others from arriving.
@@ -74,9 +74,9 @@ def run(config: Config) -> int:
     datasets = [dataset_of(name) for name in config.names]  # a wrong name is told first
     _check_flags(config, datasets)
     results, failures = [], []
-    for dataset in datasets:
+    for given, dataset in zip(config.names, datasets, strict=True):
         try:
-            results.append(_loaded(dataset, config, options))
+            results.append(_loaded(given, dataset, config, options))
         except DataError as error:
             failures.append(f"{dataset.name}: {error}")
             if not config.json:
@@ -108,7 +108,9 @@ def _check_flags(config: Config, datasets: "Sequence[Dataset]") -> None:
         )
 
 
-def _loaded(dataset: "Dataset", config: Config, options: "LoadOptions") -> dict[str, Any]:
+def _loaded(
+    given: str, dataset: "Dataset", config: Config, options: "LoadOptions"
+) -> dict[str, Any]:
     from nanochat.common.download_bars import human_bytes
     from nanochat.common.files import home_dir
     from nanochat.corpus.remote import fetch
@@ -124,7 +126,8 @@ def _loaded(dataset: "Dataset", config: Config, options: "LoadOptions") -> dict[
         here = fetch(dataset, config.home, options)
         folder, files, is_partial = here.folder, list(here.files), here.is_partial
         name = dataset.name if ":" in dataset.name else f"data:{dataset.name}"
-        use = f"give it to training as {name}"
+        _, mark, column = given.partition("#")
+        use = f"give it to training as {name}{mark}{column}"
     num_bytes = sum(path.stat().st_size for path in files)
     if not config.json:
         print(f"{len(files)} files, {human_bytes(num_bytes)}, in {folder}: {use}")

@@ -33,11 +33,12 @@ class Config(CommonOptions):
 def run(config: Config) -> int:
     """0 once they are listed.
 
-    Raises: ConfigError for a name that is not in the catalog.
+    Raises: ConfigError for a name without meaning.
     """
-    from nanochat.corpus.catalog import CATALOG, find_dataset
+    from nanochat.corpus.catalog import CATALOG
+    from nanochat.corpus.remote import dataset_of
 
-    entries = [find_dataset(name) for name in config.names] or list(CATALOG.values())
+    entries = [dataset_of(name) for name in config.names] or list(CATALOG.values())
     facts = [_facts(entry, config.home) for entry in entries]
     if config.json:
         print(json.dumps({"datasets": facts}))

@@ -94,13 +94,17 @@ def is_remote(name: str) -> bool:
 
 
 def dataset_of(name: str) -> Dataset:
-    """What a name of the catalog, of the Hub, or an address stands for.
+    """What a name of the catalog, of the Hub, or an address stands for; with #column, that column.
 
     Raises: ConfigError where it is none of them.
     """
+    name, _, column = name.partition("#")
     match = ADDRESS.match(name)
-    if match is None:
-        return find_dataset(name)
+    found = find_dataset(name) if match is None else _at_address(name, match)
+    return replace(found, column=column) if column else found
+
+
+def _at_address(name: str, match: re.Match[str]) -> Dataset:
     url = f"{match[1]}://{name[match.end() :]}"
     if match[1] in ("http", "https") and not _file_name(url):
         raise ConfigError(f"{url} names no file, expected an address that ends with one")

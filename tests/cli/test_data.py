@@ -33,6 +33,9 @@ def test_the_catalog_is_listed(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["data", "list", "tinystories", "hf:a/b"]) == 0
     shown = capsys.readouterr().out
     assert "the Hub's split `validation`" in shown and "about unknown, unknown files" in shown
+    assert main(["data", "list", "hf:a/b#body", "https://host/f.csv", "--json"]) == 0
+    hub, address = json.loads(capsys.readouterr().out)["datasets"]
+    assert (hub["name"], hub["column"], address["state"]) == ("hf:a/b", "body", "not here")
     assert main(["data", "list", "tiny"]) == 2
     assert "not in the catalog, expected one of climbmix" in capsys.readouterr().err
 
@@ -48,6 +51,8 @@ def test_a_file_is_loaded_and_shown(
     assert main(["data", "download", url, "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["datasets"]
     assert (result["num_files"], result["num_bytes"]) == (1, 13)
+    assert main(["data", "download", f"{url}#body"]) == 0
+    assert f"give it to training as {url}#body" in capsys.readouterr().out
     assert len(server.asked) == 1
     assert main(["data", "show", url]) == 0
     shown = capsys.readouterr().out

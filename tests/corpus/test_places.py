@@ -116,6 +116,8 @@ def test_names_and_paths_are_told_apart() -> None:
     found = find_dataset("hf:a/b/c:train")
     assert isinstance(found.source, HubSplits)
     assert found.source.splits == {("c", "train"): "train"}
+    for name in ("hf:a/b/c:train", "climbmix", "https://h/f.csv"):
+        assert dataset_of(f"{name}#body") == replace(dataset_of(name), column="body")
     for wrong in ("hf:a", "hf:a/b/c/d", "hf:a/b:", "climb", "data:climb"):
         with pytest.raises(ConfigError, match="expected"):
             find_dataset(wrong)
