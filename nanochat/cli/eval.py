@@ -7,14 +7,12 @@ Read next: evals/runner.py, evals/results.py (the files), docs/evaluate.md.
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-import nanochat
 from nanochat.cli.terminal import neutralize, notice
 from nanochat.common.config import CommonOptions
 from nanochat.common.env import api_key_from_env
@@ -109,6 +107,13 @@ class Config(CommonOptions, TaskFileOptions):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}, expected at least {least}")
+        if self.temperature is not None and not self.temperature >= 0:
+            raise ConfigError(f"temperature is {self.temperature}, expected at least 0")
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"samples is {self.samples} at temperature 0, where all are alike: expected a "
+                f"temperature above 0, such as --temperature {SAMPLED_TEMPERATURE}"
+            )
         if useless := self._useless():
             raise ConfigError(f"{'; '.join(useless)}: leave it out")
 
@@ -140,13 +145,10 @@ def run(config: Config) -> int:
             no task could be scored, with the reason of the first; TrainingError naming the process
             that another one's failure was.
     """
-    chosen = chosen_tasks(config, is_chat=None)  # a wrong name is told before weights are read
+    # What is wrong is told before weights are read.
+    chosen = chosen_tasks(config, is_chat=None)
+    _check_places(config)
     if config.url is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                "--url under torchrun would ask the server everything once in every process: start "
-                "it without torchrun, requests go out in parallel anyway"
-            )
         return _run(config, chosen, None)
     from nanochat.common.dist import current_world
 
@@ -155,10 +157,29 @@ def run(config: Config) -> int:
         return _run(config, chosen, world)
 
 
+def _check_places(config: Config) -> None:
+    """Raises: ConfigError for a --data-dir that is none, and for what torchrun cannot have."""
+    if config.data_dir is not None and not config.data_dir.expanduser().is_dir():
+        raise ConfigError(f"--data-dir {config.data_dir} is not a directory")
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1:
+        return
+    if config.url is not None:
+        raise ConfigError(
+            "--url under torchrun would ask the server everything once in every process: start "
+            "it without torchrun, requests go out in parallel anyway"
+        )
+    if not config.cache:
+        raise ConfigError(
+            f"--no-cache under torchrun: {num_processes} processes tell each other their verdicts "
+            "through the cache: leave it out, or start one process"
+        )
+
+
 def _run(config: Config, chosen: list[Task], world: "World | None") -> int:
     from nanochat.evals.chatcore import all_composites
     from nanochat.evals.results import EvalResult, write_results
-    from nanochat.evals.runner import run_tasks
+    from nanochat.evals.runner import run_tasks, settings_of
 
     examinee, is_chat, out = _opened(config)
     tasks = chosen or chosen_tasks(config, is_chat=is_chat)
@@ -169,7 +190,7 @@ def _run(config: Config, chosen: list[Task], world: "World | None") -> int:
         tasks=found,
         composites=all_composites(found),
         mode=config.mode,
-        settings=_settings(config, examinee, options),
+        settings=settings_of(examinee, options),
     )
     if world is not None and not world.is_first:
         return 0
@@ -268,8 +289,6 @@ def _options(config: Config, world: "World | None") -> "RunOptions":
     home = home_dir(config.home)
     place = home / "data" / "eval"
     folders = [config.data_dir.expanduser(), place] if config.data_dir is not None else [place]
-    if config.data_dir is not None and not folders[0].is_dir():
-        raise ConfigError(f"--data-dir {config.data_dir} is not a directory")
     fetch = None if config.offline else Downloader(place, config.mirror)
     temperature = config.temperature
     if temperature is None:
@@ -289,6 +308,7 @@ def _options(config: Config, world: "World | None") -> "RunOptions":
             num_processes=1 if world is None else world.size,
         ),
         open_sandbox=lambda: _sandbox(config),
+        unsafe_code=config.unsafe_code,
     )
     return options if world is None else replace(options, processes=world)
 
@@ -305,21 +325,6 @@ def _sandbox(config: Config) -> "Sandbox":
     from nanochat.common.sandbox.drivers import IMAGE
 
     return Sandbox(config.sandbox, unsafe=config.unsafe_code, image=config.sandbox_image or IMAGE)
-
-
-def _settings(config: Config, examinee: "Examinee", options: "RunOptions") -> Mapping[str, Any]:
-    return {
-        "nanochat": nanochat.__version__,
-        "model_sha256": examinee.model_hash,
-        **examinee.settings,
-        "limit": config.limit,
-        "samples": config.samples,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "max_tokens": config.max_tokens,
-        "seed": config.seed,
-        "unsafe_code": config.unsafe_code,
-    }
 
 
 def _report(config: Config, result: "EvalResult", out: Path) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from nanochat import __version__
 from nanochat.common.env import is_debug
 from nanochat.common.errors import ConfigError, EvalError, NanochatError, SandboxError
 from nanochat.evals.cache import Journal, digest_of, prune
@@ -40,9 +41,15 @@ __all__ = [
     "Reporter",
     "RunOptions",
     "run_tasks",
+    "settings_of",
 ]
 
 CHUNK_SAMPLES = 256  # at most, however short they are
+# Raised whenever questions of a task's own version come to another verdict by our own procedure:
+# how prompts are laid out and cut, scored, stopped, marked, and how programs are run (questions.py,
+# scorers.py, examinee.py, remote.py, judging.py, marking.py, code.py).  What was kept before is
+# then asked again.
+PROCEDURE = 1
 SERVICE_S = 86_400.0  # for so long a stopped run takes a name at an address for the same model
 CHARACTERS_PER_TOKEN = 3  # roughly; only the size of chunks depends on it
 
@@ -128,6 +135,8 @@ class RunOptions:
     open_sandbox: Callable[[], "Sandbox"] | None = None
     """Called before the first question where a task runs code; raises SandboxError where that may
     not be done.  None: the default sandbox."""
+    unsafe_code: bool = False
+    """Whether that sandbox may lack walls; part of the settings."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -161,6 +170,23 @@ def run_tasks(
             if results[task.name].is_scored:
                 _journal(examinee, task, _asking(task, options), options, sandbox).forget()
     return results
+
+
+def settings_of(examinee: Examinee, options: RunOptions) -> dict[str, Any]:
+    """What a result says of how it was made; two are compared where all that is not the model's
+    own agrees."""
+    return {
+        "nanochat": __version__,
+        "model_sha256": examinee.model_hash,
+        **examinee.settings,
+        "limit": options.limit,
+        "samples": options.num_samples,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "max_tokens": options.max_tokens,
+        "seed": options.seed,
+        "unsafe_code": options.unsafe_code,
+    }
 
 
 def _default_sandbox() -> "Sandbox":
@@ -348,6 +374,7 @@ def _key(
 ) -> Mapping[str, Any]:
     """Everything that decides a verdict but the sample itself."""
     key: dict[str, Any] = {
+        "procedure": PROCEDURE,
         "model": examinee.model_hash or examinee.service,
         **examinee.settings,
         "task": task.name,

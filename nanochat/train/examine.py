@@ -1,10 +1,10 @@
 """Tasks between two steps.   in: a model that is being trained   out: scores for metrics.jsonl
 who calls: stages.py
 
-The weights are copied into an engine, asked, and let go; nothing of training changes.  Samples and
-summary of each time are in the stage's evals/.  What an examination needs is there before the first
-step, or training does not begin; in the middle of it nothing is loaded from the network, and what
-goes wrong is one line.
+The weights are copied into an engine, asked, and let go; nothing of training changes.  Samples,
+summary and reports of each time are in the stage's evals/, as `nanochat eval` writes them.  What an
+examination needs is there before the first step, or training does not begin; in the middle of it
+nothing is loaded from the network, and what goes wrong is one line.
 Read next: evals/runner.py, loop.py (when this is called).
 """
 
@@ -51,7 +51,7 @@ def examiner(
     from nanochat.evals.data import DataFiles
     from nanochat.evals.download import Downloader
     from nanochat.evals.results import EvalResult
-    from nanochat.evals.runner import RunOptions, run_tasks
+    from nanochat.evals.runner import RunOptions, run_tasks, settings_of
     from nanochat.evals.task import Selection
 
     world, home = current_world(), home_dir(config.home)
@@ -77,12 +77,11 @@ def examiner(
         for each in found.values():
             if each.error is not None:
                 display.note(f"  {each.label} could not be asked: {each.error}")
-        settings = {"model_sha256": examinee.model_hash, **examinee.settings}
         result = EvalResult(
             model=name,
             tasks=found,
             composites=all_composites(found),
-            settings={**settings, "limit": config.eval_limit},
+            settings=settings_of(examinee, options),
         )
         if world.is_first:
             _write(directory / "evals" / f"step_{step:06d}", result, display)
@@ -149,11 +148,13 @@ def _examinee(
 
 
 def _write(directory: Path, result: "EvalResult", display: Display) -> None:
-    """Summary and samples; a disk that is full is said."""
+    """Summary, samples and reports; a disk that is full is said."""
+    from nanochat.evals.report_eval import write_reports
     from nanochat.evals.results import write_results
 
     try:
         write_results(directory, result)
+        write_reports(result, directory)
     except OSError as error:
         display.note(f"  the examination cannot be written to {directory}: {error}")
 

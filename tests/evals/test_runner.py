@@ -18,6 +18,7 @@ from nanochat.common.messages import Message
 from nanochat.common.sandbox.box import CheckedOutcome
 from nanochat.common.sandbox.limits import Outcome
 from nanochat.engine.engine import Engine
+from nanochat.evals import runner
 from nanochat.evals.cache import Journal, digest_of, prune
 from nanochat.evals.data import DataFiles
 from nanochat.evals.examinee import Asking, EngineExaminee
@@ -121,8 +122,12 @@ def test_half_a_line_that_a_killed_process_left_is_asked_again(tmp_path: Path) -
 
 
 @pytest.mark.req("FR-043")
-@pytest.mark.parametrize("change", ["weights", "vocabulary", "version", "mode", "sample"])
-def test_nothing_is_taken_from_a_run_that_differs(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["weights", "vocabulary", "version", "mode", "sample", "procedure"]
+)
+def test_nothing_is_taken_from_a_run_that_differs(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_tasks(Counting(), [choices()], options(tmp_path))
     model, task, mode = Counting(), choices(), "default"
     if change == "weights":
@@ -133,6 +138,8 @@ def test_nothing_is_taken_from_a_run_that_differs(tmp_path: Path, change: str) -
         task = Task(name="choices", version="2", kind="multiple_choice", load=task.load)
     if change == "mode":
         mode = "nanochat"
+    if change == "procedure":
+        monkeypatch.setattr(runner, "PROCEDURE", runner.PROCEDURE + 1)
     if change == "sample":
         samples = [Sample(sample_id=f"{n}", prompt="new", choices=("a",)) for n in range(3)]
         task = Task(name="choices", version="1", kind="multiple_choice", load=lambda s: samples)

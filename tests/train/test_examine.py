@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nanochat.cli.main import main
 from nanochat.common.errors import ConfigError, DataError
+from nanochat.evals.compare import differing_keys
 from nanochat.evals.download import Downloader
 from nanochat.evals.results import read_results
 from nanochat.model.gpt import GPT
@@ -17,6 +19,7 @@ from nanochat.train.config import PretrainConfig
 from nanochat.train.display import Display
 from nanochat.train.examine import examiner
 from nanochat.train.stages import train_stage
+from tests.cli.models import save_model
 from tests.engine.conftest import random_model
 from tests.evals.bundle import write_bundle
 
@@ -42,6 +45,30 @@ def test_scores_have_names_for_the_metrics_and_samples_stay_beside_the_stage(
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     result = read_results(stage / "evals/step_000007")
     assert result.model == "tiny/pretrain@7" and result.tasks["copa"].count == 4
+
+
+@pytest.mark.req("FR-043", "US-4")
+def test_the_command_and_an_examination_compare(
+    home: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    data = write_bundle(tmp_path / "data")
+    model = save_model(home, tiny_tokenizer, stage="pretrain")
+    config = PretrainConfig(
+        eval_tasks=("copa", "world", "bits_per_byte"), eval_limit=3, eval_data=data
+    )
+    stage = home / "runs/tiny/pretrain"
+    examine = examiner(config, lambda: model, tiny_tokenizer, stage, Display(is_quiet=True))
+    assert examine is not None
+    examine(3)
+    trained, asked = stage / "evals/step_000003", tmp_path / "asked"
+    words = ["--tasks", "copa,world,bits_per_byte", "--limit", "3", "--data-dir", str(data)]
+    assert main(["eval", "tiny", "--offline", "--out", str(asked), *words]) == 0
+    names = {"summary.json", "samples.jsonl", "report.md", "report.html"}
+    assert {path.name for path in trained.iterdir()} == {path.name for path in asked.iterdir()}
+    assert names <= {path.name for path in trained.iterdir()}
+    assert differing_keys(read_results(trained), read_results(asked)) == []
+    assert main(["compare", str(trained), str(asked), "--fail-if-worse"]) == 0
+    assert main(["compare", str(asked), str(trained), "--fail-if-worse"]) == 0
 
 
 @pytest.mark.req("FR-037")
