@@ -9,6 +9,7 @@ import pytest
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.messages import Message, Part
 from nanochat.corpus.world import held_out
+from nanochat.corpus.world.held_out import CATEGORIES
 from nanochat.evals.data import DataFiles
 from nanochat.evals.task import Mode, Sample, Selection, Task
 from nanochat.evals.tasks import BUILT_IN, GROUPS, named_tasks
@@ -162,11 +163,25 @@ def test_the_demo_and_the_task_ask_and_mark_alike(folder: Path) -> None:
     samples = WORLD.load(selection(folder))
     questions = held_out()
     assert len(samples) == len(questions)
-    assert [sample.prompt for sample in samples] == [each.conversation for each in questions]
+    asked = sorted(samples, key=lambda sample: int(sample.sample_id))
+    assert [sample.sample_id for sample in asked] == [f"{n + 1}" for n in range(len(questions))]
+    assert [(sample.prompt, sample.gold) for sample in asked] == [
+        (each.conversation, each.answer) for each in questions
+    ]
     sample = world_sample(1, questions[0])
     assert judge_held_out(sample, f" {questions[0].answer} ").score == 1.0
     assert judge_held_out(sample, "no").explanation == f"expected {questions[0].answer}"
     assert 0 < WORLD.baseline < 0.5
+
+
+@pytest.mark.req("FR-044")
+def test_a_limit_asks_the_world_of_every_category(folder: Path) -> None:
+    whole = WORLD.load(selection(folder))
+    assert WORLD.load(selection(folder)) == whole
+    for limit in (1, 36):
+        assert WORLD.load(selection(folder, limit)) == whole[:limit]
+    found = {sample.extra["category"] for sample in whole[:36]}
+    assert found == set(CATEGORIES)
 
 
 def test_tasks_are_named_by_name_glob_and_group() -> None:

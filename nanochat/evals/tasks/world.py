@@ -1,9 +1,12 @@
 """The built-in world's examination as a task: what the demo asks.   in: nothing   out: Task
 who calls: tasks/__init__.py, exam.py   (imports no torch)
 
-No question stands in the data of any stage.
+No question stands in the data of any stage.  The task asks them shuffled, since they stand category
+by category and a limit has to take from all of them; the demo asks all, in their own order.
 Read next: corpus/world/held_out.py (the questions), exam.py (the demo's table of them).
 """
+
+import random
 
 from nanochat.corpus.world import baseline_guess, held_out, is_correct
 from nanochat.corpus.world.held_out import HeldOut
@@ -11,9 +14,11 @@ from nanochat.evals.task import Judgement, Sample, Selection, Task
 
 __all__ = ["WORLD", "judge_held_out", "world_sample"]
 
+SHUFFLE_SEED = 1337  # as in CORE
+
 
 def world_sample(number: int, question: HeldOut) -> Sample:
-    """One question; its category is in `extra`."""
+    """One question by its place in `held_out()`, from 1; its category is in `extra`."""
     return Sample(
         sample_id=f"{number}",
         prompt=question.conversation,
@@ -32,8 +37,9 @@ def judge_held_out(sample: Sample, output: str) -> Judgement:
 
 
 def _load(selection: Selection) -> list[Sample]:
-    questions = held_out()[: selection.limit]
-    return [world_sample(number, question) for number, question in enumerate(questions, 1)]
+    samples = [world_sample(number, question) for number, question in enumerate(held_out(), 1)]
+    random.Random(SHUFFLE_SEED).shuffle(samples)
+    return samples[: selection.limit]
 
 
 def _baseline() -> float:
@@ -44,7 +50,7 @@ def _baseline() -> float:
 
 WORLD = Task(
     name="world",
-    version="1",
+    version="2",
     kind="generative",
     load=_load,
     baseline=_baseline(),
