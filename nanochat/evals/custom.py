@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import math
 import random
 import re
 import sys
@@ -195,20 +194,29 @@ def _python_task(path: Path, name: str) -> Task:
 def _own_samples(path: Path, task: Task, selection: Selection) -> list[Sample]:
     """What the file's `load` gives.
 
-    Raises: DataError naming the line for whatever it raises, and for what is no sample.
+    Raises: DataError naming the line for whatever it raises, and for what is no sample or has the
+            sample_id of another.
     """
     try:
-        samples = list(task.load(selection))[: selection.limit]
+        samples = list(task.load(selection))
     except NanochatError:
         raise
     except Exception as error:
         raise _own_fault(path, error) from error
-    for sample in samples:
+    places: dict[str, int] = {}
+    for place, sample in enumerate(samples, 1):
         if not isinstance(sample, Sample):
             raise DataError(
                 f"{path}: load gave {sample!r:.60}, expected nanochat.evals.task.Sample"
             )
-    return samples
+        first = places.setdefault(sample.sample_id, place)
+        if first != place:
+            raise DataError(
+                f"{path}: load gave samples {first} and {place} the same sample_id "
+                f"{sample.sample_id!r:.60}, expected one of its own for each: results are kept and "
+                "compared by it"
+            )
+    return samples[: selection.limit]
 
 
 def _own_judge(path: Path, judge: Judge) -> Judge:
@@ -221,10 +229,10 @@ def _own_judge(path: Path, judge: Judge) -> Judge:
             raise
         except Exception as error:
             raise _own_fault(path, error) from error
-        if not isinstance(found, Judgement) or not math.isfinite(found.score):
+        if not isinstance(found, Judgement) or not 0 <= found.score <= 1:  # NaN is neither
             raise DataError(
                 f"{path}: judge gave {found!r:.60} for sample {sample.sample_id}, expected a "
-                "nanochat.evals.task.Judgement with a number"
+                "nanochat.evals.task.Judgement with a score from 0 to 1"
             )
         return found
 

@@ -231,6 +231,26 @@ def test_what_a_python_task_raises_is_said_with_its_line(tmp_path: Path) -> None
         load_task(path).load(ALL)
 
 
+def test_samples_with_one_id_and_scores_out_of_range_are_refused(tmp_path: Path) -> None:
+    initials = PYTHON.replace("sample_id=word", "sample_id=word[0]")
+    path = put(tmp_path / "own.py", initials.replace("stone", "lemon"))
+    for limit in (None, 1):  # found whatever the limit
+        with pytest.raises(DataError, match=r"own.py: load gave samples 1 and 2 the same sample_i"):
+            load_task(path).load(replace(ALL, limit=limit))
+    assert len(load_task(put(tmp_path / "own.py", initials)).load(ALL)) == 3
+    for score in ("1.25", "-0.5", "float('nan')", "float('inf')"):
+        put(tmp_path / "own.py", PYTHON.replace("float(sample.gold in output.lower())", score))
+        task = load_task(path)
+        assert task.judge is not None
+        with pytest.raises(DataError, match="for sample level, expected .* a score from 0 to 1"):
+            task.judge(task.load(ALL)[0], "x")
+    for score in ("0", "1", "0.5"):
+        put(tmp_path / "own.py", PYTHON.replace("float(sample.gold in output.lower())", score))
+        task = load_task(path)
+        assert task.judge is not None
+        assert task.judge(task.load(ALL)[0], "x").score == float(score)
+
+
 def test_flags_that_would_change_nothing_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path / "capitals.jsonl", CAPITALS)
     toml = put(tmp_path / "t.toml", 'file = "capitals.jsonl"\nkind = "multiple-choice"\n')
