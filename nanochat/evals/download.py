@@ -7,7 +7,8 @@ The three places karpathy/nanochat loads from, and no other; a mirror stands for
     spellingbee/words_alpha.txt   a list of words
 
 Files of the bundle and the words are compared with the sums they are known by, beside what the
-house's downloader compares.
+house's downloader compares.  How far a download is, and every try that fails, is seen on standard
+error as with `nanochat data download`.
 Read next: data.py (who asks), checksums.py, common/download.py (how).
 """
 
@@ -16,7 +17,14 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common.download import DownloadOptions, RemoteFile, download_file, locked
+from nanochat.common.download import (
+    DownloadOptions,
+    RemoteFile,
+    Watcher,
+    download_file,
+    locked,
+)
+from nanochat.common.download_bars import shown
 from nanochat.common.env import hub_url
 from nanochat.common.errors import DataError
 from nanochat.common.files import (
@@ -98,13 +106,15 @@ class Downloader:
 
     def _load(self, path: str, source: str, target: Path) -> None:
         if path.startswith("eval_bundle/"):
-            archive = self._file(source, self.folder / "eval_bundle.zip")
+            with shown(1, None) as watcher:
+                archive = self._file(source, self.folder / "eval_bundle.zip", watcher)
             _unpack(archive, self.folder)
             archive.unlink()
         elif path in HUB_FILES:
             self._load_rows(source, target)
         else:
-            self._file(source, target)
+            with shown(1, None) as watcher:
+                self._file(source, target, watcher)
             _check(target)
         told = self.folder / "downloads" / f"{path.replace('/', '--')}.json"
         if target.is_file():
@@ -114,21 +124,22 @@ class Downloader:
         """All rows of a dataset's Parquet files, in their order."""
         import pyarrow.parquet as parquet
 
-        listing = self._file(source, target.with_name(f"{target.name}.listing"))
+        with shown(1, None) as watcher:
+            listing = self._file(source, target.with_name(f"{target.name}.listing"), watcher)
         urls = read_json(listing)
         listing.unlink()
         if not isinstance(urls, list) or not urls:
             raise ValueError(f"{source} lists no files")
-        with open_atomically(target) as file:
+        with open_atomically(target) as file, shown(len(urls), None) as watcher:
             for number, url in enumerate(urls):
-                part = self._file(url, target.with_name(f"{target.name}.{number}.parquet"))
+                part = self._file(url, target.with_name(f"{target.name}.{number}.parquet"), watcher)
                 for row in parquet.read_table(part).to_pylist():
                     file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 part.unlink()
 
-    def _file(self, url: str, target: Path) -> Path:
-        remote = RemoteFile(url=url, name=target.name)
-        return download_file(remote, target.parent, self.options)
+    def _file(self, url: str, target: Path, watcher: Watcher) -> Path:
+        remote = RemoteFile(url=url, name=target.relative_to(self.folder).as_posix())
+        return download_file(remote, self.folder, self.options, watcher)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

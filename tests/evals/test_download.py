@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,7 +52,7 @@ def test_only_the_places_of_the_reference_are_asked() -> None:
 
 @pytest.mark.req("FR-037")
 def test_the_bundle_is_loaded_once_and_goes_on_where_the_line_broke(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coqa = "eval_bundle/eval_data/reading_comprehension/coqa.jsonl"
     other = "eval_bundle/eval_data/world_knowledge/own.jsonl"
@@ -62,6 +64,9 @@ def test_the_bundle_is_loaded_once_and_goes_on_where_the_line_broke(
     assert files.rows(coqa)[0].value == {"n": 1}
     assert files.rows(other)[0].value == {"n": 2}
     assert server.asked == [("/eval_bundle.zip", None), ("/eval_bundle.zip", "bytes=100-")]
+    waited, done = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"eval_bundle.zip: the server sent 100 of .*; again in 0.0 s", waited)
+    assert re.fullmatch(r"eval_bundle.zip: \d+ B, 1 of 1", done)
     there = {path.relative_to(tmp_path).parts[1] for path in tmp_path.rglob("*") if path.is_file()}
     assert there == {"eval_bundle", "downloads", ".lock", ".eval_bundle.zip.lock"}
     with pytest.raises(DataError, match=r"does not have eval_bundle/eval_data/x.jsonl"):
@@ -102,7 +107,7 @@ def test_words_and_hellaswag_are_known_by_what_git_calls_them(
 
 @pytest.mark.req("FR-041")
 def test_rows_of_the_hub_become_jsonl_and_their_hash_is_checked(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = io.BytesIO()
     rows = [{"question": "?", "choices": ["a", "b", "c", "d"], "answer": 1, "subject": "s"}] * 2
@@ -116,9 +121,24 @@ def test_rows_of_the_hub_become_jsonl_and_their_hash_is_checked(
     server.files["/cdn"] = Served(content.getvalue())
     found = DataFiles([tmp_path / "d"], Downloader(tmp_path / "d", server.url))
     assert [row.value for row in found.rows("mmlu/test.jsonl")] == rows
+    told = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["mmlu/test.jsonl.listing", "mmlu/test.jsonl.0.parquet"]
     headers["X-Linked-ETag"] = f'"{"0" * 64}"'
     with pytest.raises(DataError, match="SHA-256 is .*, expected 0000"):
         Downloader(tmp_path / "e", server.url, QUICK)("mmlu/test.jsonl")
+
+
+@pytest.mark.req("FR-037")
+def test_every_try_without_a_network_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    downloader = Downloader(tmp_path, "http://127.0.0.1:9", replace(QUICK, num_tries=3))
+    with pytest.raises(DataError, match=r"words_alpha.txt cannot be loaded.*3 tries.*--data-dir"):
+        downloader("spellingbee/words_alpha.txt")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2  # the third is the error
+    for line in told:
+        assert re.fullmatch(r"spellingbee/words_alpha.txt: .*refused; again in 0.0 s", line)
 
 
 def test_a_place_that_cannot_be_reached_is_asked_once_a_run(tmp_path: Path, server: Server) -> None:
