@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
@@ -114,13 +114,15 @@ def serve_app(
     deadlines: Deadlines | None = None,
     drains: Drains | None = None,
     drain_s: float = 0.0,
+    trusted_proxies: Sequence[str] = (),
 ) -> None:
-    """Serve until a signal; `ready` is printed once the server answers.
+    """Serve until a signal; `ready` is printed once the server answers, and `trusted_proxies` say
+    for whom they ask.
 
     Raises: KeyboardInterrupt after a clean end by Ctrl-C; SIGTERM just returns.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    server = _Server(_config(app, deadlines or Deadlines()))
+    server = _Server(_config(app, deadlines or Deadlines(), trusted_proxies))
     server.ready, server.drains, server.drain_s = ready, drains, drain_s
     server.opened_url = place.url if is_opened else None
     server.run(sockets=[place.socket])
@@ -128,7 +130,9 @@ def serve_app(
         raise KeyboardInterrupt
 
 
-def _config(app: ASGIApp, deadlines: Deadlines) -> uvicorn.Config:
+def _config(
+    app: ASGIApp, deadlines: Deadlines, trusted_proxies: Sequence[str] = ()
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",  # what the deadlines were made for, whatever else is installed
@@ -139,6 +143,8 @@ def _config(app: ASGIApp, deadlines: Deadlines) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),  # uvicorn believes all of this machine if not told
+        forwarded_allow_ips=list(trusted_proxies),
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(LAST_WORDS_S),
     )

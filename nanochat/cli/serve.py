@@ -6,6 +6,7 @@ numbers), docs/operate.md.
 """
 
 import contextlib
+import ipaddress
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,9 @@ class Config(ChoiceOptions):
     """Open the page in a browser."""
     name: str | None = None
     """What clients call the model. None: the reference, or the folder's name."""
+    alias: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another name that clients may call the model, such as gpt-4o-mini; may be said several
+    times."""
     ui_path: Path | None = None
     """A page of your own instead of ours: an HTML file, or a folder with index.html."""
 
@@ -82,6 +86,8 @@ class Config(ChoiceOptions):
     allowed_hosts: tuple[str, ...] = ()
     """Host names that clients use, say behind a proxy. Empty: localhost alone on a loopback
     address, any on another."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For is believed. Empty: nobody's is."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """Of the log on standard error. auto: text on a terminal, else JSON, a record a line."""
 
@@ -102,6 +108,16 @@ class Config(ChoiceOptions):
         for name in ("max_rows", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not all(self.alias):
+            raise ConfigError("an --alias is empty, expected a name")
+        for address in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(address)
+            except ValueError as error:
+                raise ConfigError(
+                    f"--trusted-proxies {address!r}: {error}; expected an address such as "
+                    "127.0.0.1, or a network such as 10.0.0.0/8"
+                ) from None
         if self.cache_entries < 0:
             raise ConfigError(f"cache_entries is {self.cache_entries}, expected at least 0")
         for name in ("cache_bytes", "cache_ttl"):
@@ -143,6 +159,7 @@ def run(config: Config) -> int:
                 is_opened=config.open,
                 drains=app.state.admission,
                 drain_s=config.drain_s,
+                trusted_proxies=config.trusted_proxies,
             )
     return 0
 
@@ -153,6 +170,7 @@ def app_of(config: Config, model: "Served", settings: "ServerSettings") -> "Fast
 
     served = ServedModel(
         name=config.name or name_of(config.model),
+        aliases=config.alias,
         tokenizer=model.tokenizer,
         context_len=model.context_len,
         defaults=config.choice(),

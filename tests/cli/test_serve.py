@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from nanochat.cli import http_server, serve
 from nanochat.cli.http_server import answering, reserve, serve_app
@@ -129,6 +130,8 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--drain-s", "-2", "--port", "0"], "drain_s is -2: expected at least 0"),
         (["--cache-bytes", "0"], "cache_bytes is 0, expected more than 0: --cache-entries 0"),
         (["--cache-ttl", "0"], "cache_ttl is 0, expected more than 0: --cache-entries 0"),
+        (["--alias", ""], "an --alias is empty, expected a name"),
+        (["--trusted-proxies", "nginx"], "expected an address such as 127.0.0.1, or a network"),
         (["--source", "tiny"], "both MODEL and --source are given, expected one"),
         (["--api-key-file", "absent", "--port", "0"], "--api-key-file absent: No such file"),
         (["--host", "0.0.0.0", "--port", "0"], "would be asked for no key: pass --api-key-file"),
@@ -337,6 +340,66 @@ def test_a_place_is_free_afterwards() -> None:
         patch.setattr(socket, "getaddrinfo", unknown_host)
         with reserve("nowhere.invalid", 1):
             pass
+
+
+@pytest.mark.req("FR-053", "FR-055")
+def test_a_model_of_several_names_is_one_model(
+    home: Path, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(home, tiny_tokenizer)
+    found: list[Any] = []
+
+    def ask(url: str) -> None:
+        found.append([model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]])
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "seed": 1}
+        for name in ("tiny", "gpt-4o-mini", "other", "none"):
+            answer = httpx.post(f"{url}/v1/chat/completions", json={**body, "model": name})
+            found.append((answer.status_code, answer.headers.get("x-cache")))
+        found.append(httpx.delete(f"{url}/admin/cache?model=other").json())
+
+    used(home, ["tiny", "--alias", "gpt-4o-mini", "--alias", "other"], capsys, ask)
+    assert found == [
+        ["tiny", "gpt-4o-mini", "other"],
+        (200, "MISS"),
+        (200, "HIT"),
+        (200, "HIT"),
+        (404, None),
+        {"removed": 1},
+    ]
+
+
+@pytest.mark.req("FR-062")
+@pytest.mark.parametrize(
+    ("proxies", "client"), [((), "127.0.0.1"), (("127.0.0.0/8",), "203.0.113.7")]
+)
+def test_who_asks_is_believed_from_a_named_proxy_alone(
+    proxies: tuple[str, ...],
+    client: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    servers: list[Any] = []
+    app = FastAPI()
+    told: list[str] = []
+
+    @app.get("/who")
+    async def who(request: Request) -> None:
+        servers[0].should_exit = True
+        assert request.client is not None
+        told.append(request.client.host)
+
+    with pytest.MonkeyPatch.context() as patch, reserve("127.0.0.1", 0) as place:
+        patch.setattr(http_server._Server, "__init__", remember(servers))
+        serving = partial(serve_app, app, place, ready="here", trusted_proxies=proxies)
+        thread = threading.Thread(target=serving)
+        forged = {"X-Forwarded-For": "203.0.113.7"}
+        with once_ready(
+            capsys, lambda line: httpx.get(f"{place.url}/who", headers=forged) and None
+        ):
+            thread.start()
+            thread.join()
+    assert told == [client]
 
 
 def unknown_host(*args: Any, **kwargs: Any) -> Any:
