@@ -136,7 +136,7 @@ def prepare(
     """
     check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / ".lock"):
+    with locked(directory / ".lock", f"prepares {directory}"):
         return _Preparation(settings, directory, executor, progress).run()
 
 

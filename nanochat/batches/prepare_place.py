@@ -80,7 +80,7 @@ def begin_anew(directory: Path) -> None:
     check_place(directory)
     if not directory.exists():
         return
-    with locked(directory / LOCK):
+    with locked(directory / LOCK, f"prepares {directory}"):
         if found := _not_ours(directory, (*FILES, *FOLDERS)):
             raise ConfigError(
                 f"{directory} holds {found} besides what was prepared: move that elsewhere, or "

@@ -15,12 +15,14 @@ import http.client
 import json
 import os
 import random
+import sys
 import threading
 import time
 import urllib.error
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
+SAY_AFTER_S = 1.0  # of waiting for a lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +200,7 @@ def download_file(
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         job.watcher.begins(remote.name, remote.num_bytes)
-        with locked(target.with_name(f".{target.name}.lock")):
+        with locked(target.with_name(f".{target.name}.lock"), f"loads {remote.name}"):
             if not is_complete(remote, folder):  # another process may have loaded it meanwhile
                 _load(job)
     job.watcher.ends(remote.name, target.stat().st_size)
@@ -231,15 +234,48 @@ def list_patiently(url: str, options: DownloadOptions) -> list[str]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the system frees it when that process ends."""
+def locked(path: Path, what: str | None = None) -> Iterator[None]:
+    """One process of this machine at a time; the system frees it when that process ends.
+
+    Whoever waits for longer than a moment says on standard error for which process, and `what` that
+    process does, such as "loads climbmix"; None: that it has the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("ab+", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _wait_for(file, what or f"has {path}")
+        _sign(file, str(os.getpid()))
         try:
             yield
         finally:  # closing would not do: a process forked meanwhile has the file open too
+            _sign(file, "")
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _wait_for(file: FileIO, what: str) -> None:
+    def say() -> None:
+        file.seek(0)
+        signed = file.read().decode(errors="replace")
+        who = f"process {signed}" if signed else "another process"
+        print(f"waiting for {who}, which {what}", file=sys.stderr, flush=True)
+
+    # Ranks that only look whether all is here meet for a moment: that is not worth a line.
+    timer = threading.Timer(SAY_AFTER_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    finally:
+        timer.cancel()
+
+
+def _sign(file: FileIO, text: str) -> None:
+    """Who has the lock, for those who wait."""
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without the name
+        file.truncate(0)
+        file.write(text.encode())
 
 
 # ---------------------------------------------------------------------------------------- one file

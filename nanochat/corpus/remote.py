@@ -178,7 +178,7 @@ def fetch(
             )
         _check_enough(dataset, here, options)
         return here
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", f"loads {dataset.name}"):
         is_fixed = options.num_files is None and not options.is_whole
         if is_fixed and (here := _or_none(dataset, home)) is not None:
             return here
