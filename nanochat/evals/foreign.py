@@ -23,8 +23,6 @@ from nanochat.tokenizer.tokenizer import replace_surrogates
 
 __all__ = ["ForeignExaminee", "is_foreign"]
 
-PROCEDURE = 2  # to be raised whenever prompts are cut, or answers written, in another way
-
 
 def is_foreign(path: Path) -> bool:
     """Whether a directory holds a model of transformers that is not ours."""
@@ -178,8 +176,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    """Of every file's name and content, so that other weights are another model, and of how it is
-    asked, so that no verdict of another procedure is taken for its own."""
+    """Of every file's name and content, so that other weights are another model."""
     files = sorted(file for file in path.iterdir() if file.is_file())
     entries = [[file.name, sha256_of_file(file)] for file in files]
-    return hashlib.sha256(json.dumps([PROCEDURE, entries]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

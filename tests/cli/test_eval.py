@@ -226,6 +226,9 @@ def test_a_model_of_transformers_is_examined_from_its_folder(
         (["--api-key-env", "KEY"], "--api-key-env is the key for --url, and there is none"),
         (["--sandbox-image", "x"], "--sandbox-image is for --sandbox container, this is auto"),
         (["--top-k", "-1"], "top_k is -1, expected at least 0"),
+        (["--temperature", "-1"], "temperature is -1.0, expected at least 0"),
+        (["--temperature", "nan"], "temperature is nan, expected at least 0"),
+        (["--samples", "8", "--temperature", "0"], "samples is 8 at temperature 0, where all are"),
     ],
 )  # fmt: skip
 def test_flags_that_would_change_nothing_are_refused(
@@ -235,12 +238,23 @@ def test_flags_that_would_change_nothing_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_server_is_asked_by_one_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--url", "http://127.0.0.1:9"], "--url under torchrun would ask"),
+        (["--no-cache"], "--no-cache under torchrun: 2 processes tell each other their verdicts"),
+        (["--data-dir", "/absent"], "--data-dir /absent is not a directory"),
+    ],
+)
+def test_what_several_processes_cannot_have_is_told_before_a_model_is_looked_for(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["eval", "m", "--url", "http://127.0.0.1:9", "--tasks", "world"]) == 2
-    assert "--url under torchrun would ask" in capsys.readouterr().err
+    assert main(["eval", "m", "--tasks", "world", *words]) == 2  # there is no model m
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_told_in_one_line(
