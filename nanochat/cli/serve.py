@@ -56,8 +56,7 @@ class Config(ChoiceOptions):
     name: str | None = None
     """What clients call the model. None: the reference, or the folder's name."""
     alias: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Another name that clients may call the model, such as gpt-4o-mini; may be said several
-    times."""
+    """Another name that clients may call the model, such as gpt-4o-mini."""
     ui_path: Path | None = None
     """A page of your own instead of ours: an HTML file, or a folder with index.html."""
 

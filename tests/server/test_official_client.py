@@ -19,11 +19,13 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.engine.conftest import CONTEXT_LEN, random_model
 from tests.server.conftest import ask, live
 from tests.server.fakes import FakeEngine
-from tests.server.shapes import check_known
+from tests.server.shapes import check_known, check_shape
 
 pytestmark = [pytest.mark.req("SC-015"), pytest.mark.req("FR-053"), pytest.mark.req("FR-081")]
 
 MESSAGES: Any = ask("the cats")["messages"]
+YES = {"type": "object", "properties": {"is_cat": {"type": "boolean"}},
+       "required": ["is_cat"], "additionalProperties": False}  # fmt: skip
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"n": 3, "seed": 1},
@@ -31,9 +33,22 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"stop": ["e", "x"], "temperature": 0.5, "top_p": 0.9},
     {"presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {"101": -100}},
     {"response_format": {"type": "json_object"}, "temperature": 0},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "yes", "schema": YES}}},
     {"tools": [{"type": "calculator"}], "tool_choice": "auto"},
+    {"tools": [{"type": "calculator"}], "tool_choice": "none"},
+    {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]},
+    {"messages": [{"role": "developer", "content": "Be kind."}, *MESSAGES]},
     {"user": "me", "metadata": {"a": "b"}, "store": False, "max_tokens": None, "stop": None},
     {"extra_body": {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1}},
+)  # fmt: skip
+COMPLETIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"prompt": ["the", "cat"], "logprobs": 2},
+    {"echo": True, "logprobs": 2, "max_tokens": 0},
+    {"echo": True, "logprobs": 1, "max_tokens": 1, "prompt": [[5, 6], [7]]},
+    {"echo": True},
+    {"n": 3, "best_of": 3},
+    {"stop": ["e", "x"], "temperature": 0.5, "top_p": 0.9},
 )  # fmt: skip
 
 
@@ -143,20 +158,62 @@ def test_the_asynchronous_clients_helpers(url: str) -> None:
     asyncio.run(talk())
 
 
-def test_raw_and_streamed_responses(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "none")
+def test_raw_and_streamed_responses(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    fields = chat(**{"seed": 1, **options})
     raw = client.chat.completions.with_raw_response.create(
-        **chat(seed=1), extra_headers={"X-Request-Id": "mine-1"}
+        **fields, extra_headers={"X-Request-Id": "mine-1"}
     )
     assert raw.headers["x-request-id"] == "mine-1"
     assert raw.headers["content-type"] == "application/json"
     check_known(raw.parse())
-    with client.chat.completions.with_streaming_response.create(
-        **chat(seed=1, stream=True)
-    ) as response:
+    check_shape("CreateChatCompletionResponse", json.loads(raw.text))
+    with client.chat.completions.with_streaming_response.create(**fields, stream=True) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
-    parsed = json.loads(lines[1].removeprefix("data: "))
-    check_known(ChatCompletionChunk.model_validate(parsed))
+    for line in lines[:-1]:
+        check_shape("CreateChatCompletionStreamResponse", json.loads(line.removeprefix("data: ")))
+
+
+def test_a_schema_is_kept_to(client: openai.OpenAI) -> None:
+    asked = {"type": "json_schema", "json_schema": {"name": "yes", "strict": True, "schema": YES}}
+    fields = chat(seed=2, response_format=asked, max_completion_tokens=40)
+    whole = client.chat.completions.create(**fields)
+    assert whole.choices[0].finish_reason == "stop"
+    assert set(json.loads(whole.choices[0].message.content or "")) == {"is_cat"}
+
+
+@pytest.mark.parametrize("options", COMPLETIONS, ids=lambda options: "+".join(options) or "none")
+def test_completions_whole_streamed_and_asynchronous(url: str, options: dict[str, Any]) -> None:
+    fields: Any = {"model": "org/tiny", "prompt": "the cat", "seed": 3, "max_tokens": 8, **options}
+    prompts = fields["prompt"]
+    num_prompts = len(prompts) if isinstance(prompts, list) else 1
+
+    async def talk() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            whole, stream = await asyncio.gather(
+                client.completions.create(**fields),
+                client.completions.create(**fields, stream=True),
+            )
+            pieces = [chunk async for chunk in stream]
+            check_known([whole, *pieces])
+            texts = [""] * len(whole.choices)
+            for choice in (choice for chunk in pieces for choice in chunk.choices):
+                texts[choice.index] += choice.text
+            assert texts == [choice.text for choice in whole.choices]
+            assert len(texts) == num_prompts * options.get("n", 1)
+            for choice in whole.choices:
+                if options.get("echo") and isinstance(prompts, str):
+                    assert choice.text.startswith(prompts)
+                if fields["max_tokens"] == 0:
+                    assert choice.text == prompts
+                assert not any(stop in choice.text for stop in options.get("stop") or ())
+                assert (choice.logprobs is not None) == ("logprobs" in options)
+            assert whole.usage is not None
+            most = fields["max_tokens"] * len(texts)
+            assert 0 <= whole.usage.completion_tokens <= most
+
+    asyncio.run(talk())
 
 
 def test_structured_output(client: openai.OpenAI) -> None:
