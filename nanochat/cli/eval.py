@@ -147,7 +147,7 @@ def run(config: Config) -> int:
     """
     # What is wrong is told before weights are read.
     chosen = chosen_tasks(config, is_chat=None)
-    _check_places(config)
+    _check(config, chosen)
     if config.url is not None:
         return _run(config, chosen, None)
     from nanochat.common.dist import current_world
@@ -157,8 +157,14 @@ def run(config: Config) -> int:
         return _run(config, chosen, world)
 
 
-def _check_places(config: Config) -> None:
-    """Raises: ConfigError for a --data-dir that is none, and for what torchrun cannot have."""
+def _check(config: Config, chosen: list[Task]) -> None:
+    """Raises: ConfigError for a --data-dir that is none, for several answers where none is written,
+    and for what torchrun cannot have."""
+    if config.samples > 1 and chosen and all(task.kind != "generative" for task in chosen):
+        raise ConfigError(
+            f"samples is {config.samples}, and no task that is named is answered in writing: leave "
+            "it out, or name one that is, such as GSM8K"
+        )
     if config.data_dir is not None and not config.data_dir.expanduser().is_dir():
         raise ConfigError(f"--data-dir {config.data_dir} is not a directory")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -229,6 +229,7 @@ def test_a_model_of_transformers_is_examined_from_its_folder(
         (["--temperature", "-1"], "temperature is -1.0, expected at least 0"),
         (["--temperature", "nan"], "temperature is nan, expected at least 0"),
         (["--samples", "8", "--temperature", "0"], "samples is 8 at temperature 0, where all are"),
+        (["--samples", "8", "--tasks", "arc*"], "samples is 8, and no task that is named is answ"),
     ],
 )  # fmt: skip
 def test_flags_that_would_change_nothing_are_refused(
