@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat.cli.http_server import answering, reserve
 from nanochat.engine.request import NO_TOKEN, FinishReason, Request, TokenEvent
 from nanochat.server.app import ServedModel, create_app
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.patience import wait_until
 from tests.server.fakes import FakeEngine
 
 CONTEXT_LEN = 6000
@@ -143,16 +142,6 @@ def stage(tokenizer: Tokenizer, **model: Any) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
-    """The app on a free port of this machine; the address."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, loop="asyncio", log_level="critical", access_log=False
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
+    """The app on a free port of this machine, as `nanochat serve` would serve it; the address."""
+    with reserve("127.0.0.1", 0) as place, answering(app, place):
+        yield place.url

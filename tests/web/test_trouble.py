@@ -194,14 +194,32 @@ def test_an_answer_that_is_no_json_is_an_error_in_words(view: View) -> None:
     assert "status 502" in view.page.locator(".problem").inner_text()
 
 
+# How many characters of the answer are shown each time that there are more, and after how long.
+WATCH_THE_ANSWER = """() => {
+  const beganMs = performance.now();
+  window.lens = [];
+  new MutationObserver(() => {
+    const length = document.querySelector(".message.assistant .prose")?.innerText.length ?? 0;
+    if (length === 0 || length === window.lens.at(-1)) return;
+    window.lens.push(length);
+    window.tookS = (performance.now() - beganMs) / 1000;
+  }).observe(document.getElementById("transcript"),
+    { childList: true, subtree: true, characterData: true });
+}"""
+
+
 def test_a_slow_network_only_takes_longer(view: View, play: Stage) -> None:
     session = view.page.context.new_cdp_session(view.page)
     session.send("Network.enable")
     slow = {"latency": 250, "downloadThroughput": 12_000, "uploadThroughput": 6_000}
     session.send("Network.emulateNetworkConditions", {"offline": False, **slow})
     play.engine.say("Words — “slow” ones — 🦊 " * 20)
+    view.page.evaluate(WATCH_THE_ANSWER)
     try:
         view.ask("Slowly")
         assert view.messages[-1] == ("Words — “slow” ones — 🦊 " * 20).strip()
+        lens, took_s = view.page.evaluate("() => [window.lens, window.tookS]")
+        assert len(lens) > 3 and lens == sorted(lens)  # in parts, as they came
+        assert took_s > 1  # some 25 kB at 12 kB/s
     finally:
         session.detach()
