@@ -15,6 +15,7 @@ from nanochat.common.config import CommonOptions
 from nanochat.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nanochat.batches.shards import PreparedStore
     from nanochat.corpus.survey import FileFacts
 
 __all__ = ["Config", "run"]
@@ -31,9 +32,9 @@ class Config(CommonOptions):
     """Read every file to its end, to count. Else only the first thousand items. Of a prepared
     directory, compare every shard with its hash."""
     examples: int = 2
-    """So many items of each file."""
+    """So many items of each file; of a prepared directory, so many documents of each part."""
     text_column: str = "text"
-    """The key or column that holds the text in JSON and tables."""
+    """The key or column that holds the text in JSON and tables. A prepared directory has none."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -45,7 +46,8 @@ class Config(CommonOptions):
 def run(config: Config) -> int:
     """0 if all of it can be read, else 2.
 
-    Raises: DataError for paths that lead to nothing.
+    Raises: DataError for paths that lead to nothing; ConfigError for a column of a prepared
+            directory.
     """
     from nanochat.corpus.survey import SurveyOptions, survey
 
@@ -83,22 +85,50 @@ def _show_prepared(directory: Path, config: Config) -> int:
     from nanochat.batches.shards import PreparedStore
     from nanochat.common.files import read_json
 
+    if config.text_column != "text":
+        raise ConfigError(
+            f"--text-column is {config.text_column!r}, but {directory} is prepared and has tokens "
+            "instead of columns: leave it out"
+        )
     report = read_json(directory / "report.json")
     parts = {part: PreparedStore.open(directory, part) for part in ("train", "validation")}
     if config.all:
         for store in parts.values():
             store.verify()
     fingerprints = {part: store.fingerprint for part, store in parts.items()}
+    examples = {part: _examples(store, directory, config) for part, store in parts.items()}
     if config.json:
-        print(json.dumps({"report": report, "fingerprints": fingerprints}))
+        told = {"report": report, "fingerprints": fingerprints, "examples": examples}
+        print(json.dumps(told))
         return 0
     for line in report_lines(report):
         print(neutralize(line))
     for part, fingerprint in fingerprints.items():
         print(f"{part}: fingerprint {fingerprint}")
+        for example in examples[part]:
+            print(neutralize(f"  example  {example}"))
     if config.all:
         print("every shard is as it was written")
     return 0
+
+
+def _examples(store: "PreparedStore", directory: Path, config: Config) -> list[str]:
+    """The first documents, as what is trained on says them."""
+    import numpy as np
+
+    from nanochat.corpus.survey import SurveyOptions, shortened
+    from nanochat.tokenizer.tokenizer import Tokenizer
+
+    num_chars = SurveyOptions().example_chars
+    most_tokens = 4 * num_chars + 1  # a character is four tokens at most, and <|bos|> is before it
+    tokenizer = Tokenizer.load(directory / "tokenizer.json")
+    documents = np.arange(min(config.examples, store.num_documents))
+    ends = np.minimum(store.lengths(documents), most_tokens).tolist()
+    texts = (
+        tokenizer.decode(store.tokens(document, 1, end).tolist())
+        for document, end in enumerate(ends)
+    )
+    return [shortened(text, num_chars) for text in texts]
 
 
 def _told(facts: "FileFacts") -> str:

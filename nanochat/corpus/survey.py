@@ -28,7 +28,7 @@ from nanochat.corpus.places import find_places
 from nanochat.corpus.shapes import shape_of
 from nanochat.corpus.tables import TableFacts, table_facts
 
-__all__ = ["FileFacts", "SurveyOptions", "survey"]
+__all__ = ["FileFacts", "SurveyOptions", "shortened", "survey"]
 
 FORMATS = ("text", "lines", "json", *TABLES)
 FORMAT_NAMES = {
@@ -119,7 +119,7 @@ def _looked_at(path: Path, column: str | None, options: SurveyOptions) -> FileFa
         for text in itertools.islice(items, options.most_items):
             num_items += 1
             if len(examples) < options.num_examples:
-                examples.append(_short(text, options.example_chars))
+                examples.append(shortened(text, options.example_chars))
         is_counted = options.most_items is None or next(items, None) is None
     except DataError as error:
         problem = str(error)
@@ -170,6 +170,7 @@ def _text(content: str | tuple[Part, ...]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _short(text: str, num_chars: int) -> str:
+def shortened(text: str, num_chars: int) -> str:
+    """The beginning of a text, in one line of at most so many characters."""
     line = " ".join(text[: 4 * num_chars].split())
     return line if len(line) <= num_chars else line[: num_chars - 3] + "..."

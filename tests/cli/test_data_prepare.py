@@ -79,7 +79,18 @@ def test_what_was_prepared_is_shown(
     assert "equal to an earlier one" in shown and "every shard is as it was written" in shown
     assert f"train: fingerprint {prepared['train']['fingerprint']}" in shown
     assert main(["data", "show", str(tmp_path / "it"), "--json"]) == 0
-    assert result(capsys)["report"] == prepared["report"]
+    shown = result(capsys)
+    assert shown["report"] == prepared["report"]
+    lines = (line for name in "abc" for line in (corpus / f"{name}.jsonl").read_text().splitlines())
+    texts = [json.loads(line)["text"] for line in lines]
+    for part in ("train", "validation"):
+        assert len(shown["examples"][part]) == 2
+        for example in shown["examples"][part]:
+            assert any(text.startswith(example.removesuffix("...")) for text in texts)
+    assert main(["data", "show", str(tmp_path / "it"), "--examples", "3"]) == 0
+    assert capsys.readouterr().out.count("  example  w") == 6
+    assert main(["data", "show", str(tmp_path / "it"), "--text-column", "body"]) == 2
+    assert "--text-column is 'body', but" in capsys.readouterr().err
     tokens = tmp_path / "it" / "train" / "00000" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"\x01")
     assert main(["data", "show", str(tmp_path / "it"), "--all"]) == 2
