@@ -212,6 +212,7 @@ class _Loop:
     def _advance(self, batch: Batch, wait_s: float) -> bool:
         """One step and what is due after it; False if training went back."""
         self.stage.keeper.check()
+        self.stepper.pace.waited(wait_s)
         if told := self.waiting.see(wait_s):
             self.stage.display.note(f"  step {self.progress.step}: {told}")
         step, schedule = self.progress.step, self.plan.schedule

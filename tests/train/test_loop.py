@@ -22,6 +22,7 @@ from nanochat.train import step as step_module
 from nanochat.train.loop import Stage, fit
 from nanochat.train.loss import loss_sum
 from nanochat.train.optim import RECIPES, Optimizer, Rates
+from nanochat.train.pace import Pace
 from nanochat.train.progress import Progress
 from tests.conftest import LAYER_ATOL
 from tests.train.makers import (
@@ -296,3 +297,13 @@ def test_the_display_is_told() -> None:
     fit(stage)
     lr = stage.optimizer.rates_by_role()["matrix"]
     assert display.told == [("test", 3, lr), 1, 2, 3, "stop"]
+
+
+@pytest.mark.req("FR-016", "FR-035")
+def test_waits_for_batches_are_told_to_who_compares_the_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(Pace, "waited", lambda pace, seconds: told.append(seconds))
+    rows = fit(stage_of(num_steps=3))
+    assert told == [row["data_wait_s"] for row in rows]

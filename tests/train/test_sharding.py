@@ -213,14 +213,14 @@ class Saying(World):
     """A world whose other ranks take a second for a thousand tokens, and one has none."""
 
     def texts(self, text: str) -> list[str]:
-        return [text, "1.0|far", "0.0|idle", "1.0|near"]
+        return [text, "1.0|far|0.2|9", "0.0|idle|0.1|9", "1.0|near|0.3|9"]
 
 
 class Alone(World):
     """A world whose other rank has nothing to do."""
 
     def texts(self, text: str) -> list[str]:
-        return [text, "0.0|idle"]
+        return [text, "0.0|idle|0.0|9"]
 
 
 @pytest.fixture
@@ -260,3 +260,29 @@ def test_who_has_more_rows_is_not_slow(clock: list[float]) -> None:
         pace.computed(1000)
         raise MemoryError
     assert pace.report(Saying(size=4)) is None  # what was not finished does not count
+
+
+@pytest.mark.req("FR-016", "FR-035")
+def test_who_waits_for_its_batches_is_named(clock: list[float]) -> None:
+    """The others have theirs: they stand still in the sums, and say nothing about it."""
+    pace = Pace(torch.device("cpu"))
+    clock[0] += 40.0
+    pace.waited(1.5)
+    pace.waited(2.0)
+    told = pace.report(Saying(size=4))
+    assert (
+        told is not None
+        and told.startswith("rank 0 (")
+        and told.endswith(
+            ") waits for its batches: 3.5 s of the last 40 s, the others 0.2 s, who wait for it"
+        )
+    )
+    clock[0] += 400.0
+    pace.waited(3.5)
+    assert pace.report(Saying(size=4)) is None  # a hundredth of the time
+    pace.waited(0.9)
+    assert pace.report(Saying(size=4)) is None  # all at once, and yet short
+    passes(pace, clock, 3.0, 1000)
+    pace.waited(3.0)
+    told = pace.report(Saying(size=4))
+    assert told is not None and " is slow: 3 s " in told and "; rank 0 (" in told
