@@ -198,6 +198,11 @@ class StoreToCome:
         """Of its tokens."""
         return self._store.fingerprint
 
+    @property
+    def identity(self) -> str:
+        """Of the text and the tokenizer that decide its tokens; known before they are there."""
+        return self._directory.name
+
     def lengths(self, documents: Indices) -> Indices:
         """How many tokens each of these documents has."""
         return self._store.lengths(documents)

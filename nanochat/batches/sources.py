@@ -9,6 +9,7 @@ there is without
 any file).
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from nanochat.batches.mixture import Mixture, Source, TokenizedStore
 from nanochat.batches.store import TokenStore
 from nanochat.batches.store_cache import cached_store
 from nanochat.batches.store_writer import tokenize_conversations, tokenize_corpus
-from nanochat.common.files import home_dir
+from nanochat.common.files import home_dir, sha256_of_file
 from nanochat.common.messages import Conversation
 from nanochat.corpus import world
 from nanochat.corpus.conversations import split_conversations
@@ -137,6 +138,8 @@ class Chats:
 
     conversations: Callable[[Part, ReadReport | None], Iterator[Conversation]]
     identity: Callable[[Part], str]
+    rule: str
+    """A line for the plan: what is held out."""
 
     @classmethod
     def from_files(cls, chats: Sequence[str], home: Path | None = None) -> "Chats":
@@ -150,21 +153,23 @@ class Chats:
         def conversations(part: Part, report: ReadReport | None) -> Iterator[Conversation]:
             return split.train(report) if part == "train" else split.validation(report)
 
-        return cls(conversations, split.identity)
+        sum_of = functools.cache(sha256_of_file)  # both parts may be of the same files
+        return cls(conversations, lambda part: split.identity(part, sum_of), split.rule)
 
     @classmethod
     def from_world(cls, stage: world.Stage, num_conversations: int, seed: int = 0) -> "Chats":
         """The built-in world's conversations for a stage."""
         seeds = {"train": seed, "validation": VALIDATION_SEED}
+        counts = {"train": num_conversations, "validation": -(-num_conversations // 100)}
 
         def conversations(part: Part, report: ReadReport | None) -> Iterator[Conversation]:
-            return world.conversations(stage, seeds[part], num_conversations)
+            return world.conversations(stage, seeds[part], counts[part])
 
         return cls(
             conversations,
-            lambda part: json.dumps(
-                ["world", WORLD_VERSION, stage, num_conversations, seeds[part]]
-            ),
+            lambda part: json.dumps(["world", WORLD_VERSION, stage, counts[part], seeds[part]]),
+            f"{num_conversations:,} of the built-in world; {counts['validation']:,} for validation "
+            "are written with another seed",
         )
 
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from nanochat.tokenizer.tokenizer import Tokenizer
     from nanochat.train.display import Display
     from nanochat.train.stages import Finished
+    from nanochat.train.validation import HeldOut
 
 __all__ = ["run_chat_stage"]
 
 C = TypeVar("C", bound=MidtrainConfig)
-Train = Callable[[C, "Store", "Store | None", "Display"], "Finished"]
+Train = Callable[[C, "Store", "Store | None", "Display", "Sequence[HeldOut]"], "Finished"]
 
 
 def run_chat_stage(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
@@ -61,6 +62,7 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
         home = Path(folder) if config.dry_run else config.home  # a dry run leaves nothing behind
         with world.first_alone():
             store = _store(chats, config.epochs, tokenizer, home, report)
+            held_out = _held_out(chats, store, tokenizer, home)
             text: TokenizedStore | None = None
             validation: TokenizedStore | None = None
             if texts is not None:
@@ -69,11 +71,17 @@ def _run(stage: Literal["midtrain", "sft"], config: C, train: Train[C]) -> int:
                 text, validation = prepared.train, prepared.validation
         for line in report.lines():
             display.note(f"  {line}")
-        display.note(f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens")
+        for name, each in chats.items():
+            display.note(f"{name}: {each.rule}")
+        num_held_out = sum(each.store.num_documents for each in held_out)
+        display.note(
+            f"conversations: {store.num_documents:,}, {store.num_tokens:,} tokens; "
+            f"{num_held_out:,} held out"
+        )
         rows = mixed(store, text, config.text_share)
         for share in rows.shares() if isinstance(rows, Mixture) else ():
             display.note(f"  {share}")
-        finished = train(config, rows, validation, display)
+        finished = train(config, rows, validation, display, held_out)
     if config.dry_run or not world.is_first:
         return 0
     result = {
@@ -120,3 +128,29 @@ def _store(
             for (name, store), number in zip(stores.items(), epochs, strict=True)
         ]
     )
+
+
+def _held_out(
+    chats: dict[str, "Chats"],
+    store: "TokenizedStore",
+    tokenizer: "Tokenizer",
+    home: Path | None,
+) -> "list[HeldOut]":
+    """What each place holds out, with the tokens that are trained of it."""
+    from nanochat.batches.mixture import Mixture
+    from nanochat.batches.sources import chat_store
+    from nanochat.train.validation import HeldOut
+
+    trained = (
+        {share.name: share.num_tokens for share in store.shares()}
+        if isinstance(store, Mixture)
+        else {}
+    )
+    return [
+        HeldOut(
+            name=name,
+            store=chat_store(each, "validation", tokenizer, home),
+            weight=trained.get(name, 1),
+        )
+        for name, each in chats.items()
+    ]

@@ -58,7 +58,7 @@ class StageConfig(CommonOptions):
     eval_every: int | None = None
     """Steps between validations. None: four times a run; 0: only at the end."""
     eval_tokens: int = 262_144
-    """Tokens of validation text."""
+    """Tokens of validation text, and of held-out conversations."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks of nanochat eval to run with each validation: names, globs, core, chatcore, or files of
     your own, .toml and .py. Their data is looked for, and loaded, before the first step."""

@@ -3,28 +3,26 @@ who calls: midtrain.py, sft.py
 
 Weights and, where they were saved, the optimizer's moments are taken over; rates and schedule are
 the stage's own.
-Read next: stages.py, plan.py (plan_chat_stage).
+Read next: stages.py, plan.py (plan_chat_stage), validation.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.batches.store import Store
-from nanochat.batches.stream import ConversationStream, validation_batches
+from nanochat.batches.stream import ConversationStream
 from nanochat.checkpoint.resolve import read, resolve, restore
 from nanochat.common.device import best_device
 from nanochat.common.errors import ConfigError
 from nanochat.train.config import MidtrainConfig
 from nanochat.train.display import Display
-from nanochat.train.loss import bits_per_byte
 from nanochat.train.plan import REFERENCE_BATCH_TOKENS, plan_chat_stage
 from nanochat.train.recipes import RECIPES, generation_of
 from nanochat.train.stages import Finished, StageWork, dry_run, hardware_of, prepared, train_stage
+from nanochat.train.validation import HeldOut, Meter, identity_of, mean_of, named
 
 __all__ = ["ChatStage", "epochs_of", "run_of", "train_on_conversations"]
-
-VALIDATION_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +42,16 @@ def epochs_of(config: MidtrainConfig) -> int | None:
 
 
 def train_on_conversations(
-    config: MidtrainConfig, stage: ChatStage, validation: Store | None, display: Display
+    config: MidtrainConfig,
+    stage: ChatStage,
+    validation: Store | None,
+    held_out: Sequence[HeldOut],
+    display: Display,
 ) -> Finished:
     """Train the model of `config.model` on the stage's rows.
 
+    Validated are the text `validation`, as val_bpb, and conversations, as val_bpb/NAME; without
+    text their mean is val_bpb.
     With --dry-run the plan is printed, and what is returned is the model as it was.
     Raises: CheckpointError if it is not there; ConfigError if it is a directory and no --run is
             named.
@@ -78,13 +82,8 @@ def train_on_conversations(
     if checkpoint.optimizer is not None:
         optimizer.load_state(checkpoint.optimizer)
 
-    def validate() -> float:
-        assert validation is not None, "validate is only handed on with validation text"
-        batches = validation_batches(
-            validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS
-        )
-        return bits_per_byte(model, batches, tokenizer.token_bytes)
-
+    meter = Meter(model=model, context_len=plan.context_len, token_bytes=tokenizer.token_bytes)
+    measured = _measured(held_out, meter, config, display)
     work = StageWork(
         name=stage.name,
         run=run,
@@ -93,11 +92,47 @@ def train_on_conversations(
         optimizer=optimizer,
         stream=stream,
         plan=plan,
-        validate=validate if validation is not None else None,
+        validate=_validator(validation, measured, meter, config.eval_tokens),
+        validation=identity_of(
+            [*([] if validation is None else [validation]), *(each.store for each in held_out)]
+        ),
         is_padded=stage.is_padded,
         parent=str(path),
     )
     return train_stage(config, work, display)
+
+
+def _measured(
+    held_out: Sequence[HeldOut], meter: Meter, config: MidtrainConfig, display: Display
+) -> list[HeldOut]:
+    """Those that say anything within the context; the others are named."""
+    measured = []
+    for source in held_out:
+        if meter.can_measure(source, config.eval_tokens):
+            measured.append(source)
+        else:
+            display.note(
+                f"  {source.name}: no answer that is held out begins within {meter.context_len} "
+                "tokens: it is not validated"
+            )
+    return measured
+
+
+def _validator(
+    text: Store | None, chats: Sequence[HeldOut], meter: Meter, num_tokens: int
+) -> Callable[[], dict[str, float]] | None:
+    """What measures the text on so many tokens, and the conversations together on as many; None
+    where there is neither."""
+    if text is None and not chats:
+        return None
+
+    def validate() -> dict[str, float]:
+        each = meter.each(chats, num_tokens)
+        if text is not None:
+            return {"val_bpb": meter.bits_per_byte(text, num_tokens), **named(each)}
+        return {"val_bpb": mean_of(chats, each), **named(each)}
+
+    return validate
 
 
 def run_of(reference: str) -> str:

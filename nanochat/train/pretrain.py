@@ -30,6 +30,7 @@ from nanochat.train.recipes import RECIPES, generation_of
 from nanochat.train.scale import Scale, scale_of
 from nanochat.train.stages import Finished, StageWork, hardware_of, prepared, train_stage
 from nanochat.train.texts import TextSource, source_lines, stream_of, validator_of
+from nanochat.train.validation import identity_of
 
 __all__ = [
     "imported_checkpoint",
@@ -121,6 +122,7 @@ def pretrain_on(
         stream=stream_of(sources, config, plan),
         plan=plan,
         validate=validator_of(sources, config, plan, model, tokenizer.token_bytes),
+        validation=identity_of([source.validation for source in sources]),
     )
     if imported_checkpoint(config) is not None:
         display.note(

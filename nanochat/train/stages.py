@@ -91,6 +91,8 @@ class StageWork:
     stream: Stream
     plan: Plan
     validate: Callable[[], float | Mapping[str, float]] | None
+    validation: str
+    """What decides the numbers of `validate` beside the model: the same on all ranks."""
     is_padded: bool = False
     parent: str | None = None
     """The checkpoint this stage started from."""
@@ -168,7 +170,10 @@ def train_stage(config: StageConfig, work: StageWork, display: Display) -> Finis
     log.txt is added to by the first rank, log.rank1.txt by the next, and so on.
     """
     directory, world = run_directory(config.home, work.run) / work.name, current_world()
-    with world.together(display.note):  # looks for its data, which may be nowhere
+    with world.together(display.note):
+        if world.size > 1:  # before anything is deleted, and before anything is waited for
+            check_alike(world, _facts(config, work))
+        # It looks for its data, which may be nowhere.
         examine = examiner(config, lambda: _whole(work), work.tokenizer, directory, display)
     open_stage(config, work.run, work.name)  # last: with --overwrite it deletes
     log = "log.txt" if world.is_first else f"log.rank{world.rank}.txt"
@@ -202,7 +207,7 @@ def _train(
     )
     progress = keeper.resume(allow_changed=config.allow_changed)
     if world.size > 1:
-        check_alike(world, _facts(config, work, progress))
+        check_alike(world, _state(work, progress))
     _tell(config, work, directory, progress, display)
     metrics = fit(
         Stage(
@@ -322,7 +327,7 @@ def _identity(config: StageConfig, work: StageWork) -> dict[str, object]:
     return plain
 
 
-def _facts(config: StageConfig, work: StageWork, progress: Progress | None) -> dict[str, object]:
+def _facts(config: StageConfig, work: StageWork) -> dict[str, object]:
     """What must be the same on all ranks: they would train different models, or wait for each other
     in different places."""
     settings = to_json_dict(config)
@@ -331,10 +336,18 @@ def _facts(config: StageConfig, work: StageWork, progress: Progress | None) -> d
     return {
         **_identity(config, work),
         "settings": settings,
-        "resumes after step": progress.step if progress else 0,
+        "validation": work.validation,
         "first weights": work.optimizer.digest(),
         "nanochat": nanochat.__version__,
         "torch": torch.__version__,
+    }
+
+
+def _state(work: StageWork, progress: Progress | None) -> dict[str, object]:
+    """What must be the same once every rank has looked for a checkpoint to go on from."""
+    return {
+        "resumes after step": progress.step if progress else 0,
+        "weights": work.optimizer.digest(),
     }
 
 

@@ -1,7 +1,7 @@
 """Texts -> what pretraining reads and validates on.   in: TextSource   out: a stream, a validator
 who calls: pretrain.py
 
-Read next: batches/stream.py (one text), batches/mixing.py (several by weight).
+Read next: batches/stream.py (one text), batches/mixing.py (several by weight), validation.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,13 @@ from typing import Literal
 from nanochat.batches.chapters import Chapters
 from nanochat.batches.mixing import Ingredient, MixedStream
 from nanochat.batches.store import Store
-from nanochat.batches.stream import PackedStream, validation_batches
+from nanochat.batches.stream import PackedStream
 from nanochat.model.gpt import GPT
 from nanochat.train.config import PretrainConfig
-from nanochat.train.loss import bits_per_byte
 from nanochat.train.plan import Plan
+from nanochat.train.validation import HeldOut, Meter, mean_of, named, parts_of
 
 __all__ = ["TextSource", "source_lines", "stream_of", "validator_of"]
-
-VALIDATION_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +73,26 @@ def validator_of(
 ) -> Callable[[], dict[str, float]]:
     """What measures bits per byte of the text that is held out.
 
-    Of several sources each one's too, as val_bpb/NAME; val_bpb is their mean by weight.
+    Of several sources each one's too, as val_bpb/NAME; val_bpb is their mean by weight.  Of several
+    prepared directories, which are one source, the same names share a second `eval_tokens`.
     """
-
-    def measured(source: TextSource) -> float:
-        batches = validation_batches(
-            source.validation, plan.context_len, config.eval_tokens, VALIDATION_ROWS
-        )
-        return bits_per_byte(model, batches, token_bytes)
+    meter = Meter(model=model, context_len=plan.context_len, token_bytes=token_bytes)
+    parts = parts_of(sources[0].validation) if len(sources) == 1 else []
+    parts = [part for part in parts if meter.can_measure(part, config.eval_tokens)]
+    held_out = [
+        HeldOut(name=source.name, store=source.validation, weight=source.weight)
+        for source in sources
+    ]
 
     def validate() -> dict[str, float]:
-        each = {source.name: measured(source) for source in sources}
+        each = {
+            source.name: meter.bits_per_byte(source.store, config.eval_tokens)
+            for source in held_out
+        }
         if len(each) == 1:
-            return {"val_bpb": next(iter(each.values()))}
-        mean = sum(share * bpb for share, bpb in zip(_shares(sources), each.values(), strict=True))
-        return {"val_bpb": mean, **{f"val_bpb/{name}": bpb for name, bpb in each.items()}}
+            beside = meter.each(parts, config.eval_tokens)
+            return {"val_bpb": next(iter(each.values())), **named(beside)}
+        return {"val_bpb": mean_of(held_out, each), **named(each)}
 
     return validate
 
