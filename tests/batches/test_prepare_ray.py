@@ -1,16 +1,14 @@
 """Ray prepares the same bytes as processes do.  One cluster, started once."""
 
-import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nanochat.batches.prepare import PrepareSettings, prepare
+from nanochat.batches.prepare import prepare
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.pool import InTurn, RayCluster, open_executor
-from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.batches.test_prepare import Corpus
 from tests.optional import needs_ray
 
 needs_ray()
@@ -40,22 +38,17 @@ def test_results_are_in_order_and_errors_are_ours(cluster: RayCluster) -> None:
 
 
 def test_ray_prepares_the_same_bytes(cluster: RayCluster, tmp_path: Path) -> None:
-    dice = random.Random(2)
-    texts = [" ".join(f"w{dice.randrange(400)}" for _ in range(60)) for _ in range(120)]
-    lines = [json.dumps({"text": text}) + "\n" for text in [*texts, *texts[:5]]]
-    (tmp_path / "a.jsonl").write_text("".join(lines))
-    Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path / "bytes.json")
-    settings = PrepareSettings(
-        data=(str(tmp_path / "a.jsonl"),),
-        tokenizer=tmp_path / "bytes.json",
-        piece_bytes=5_000,
-        shard_tokens=10_000,
-    )
+    corpus = Corpus(tmp_path)
+    settings = corpus.settings(removes_contaminated=True)
     here = prepare(settings, tmp_path / "here", InTurn())
     there = prepare(settings, tmp_path / "there", cluster)
     assert there.train.fingerprint == here.train.fingerprint
     assert there.validation.fingerprint == here.validation.fingerprint
-    assert there.report["duplicates"] == here.report["duplicates"]
+    for told in ("read", "cleaned", "evaluation", "duplicates", "kept"):
+        assert there.report[told] == here.report[told]
+    found = there.report["duplicates"]
+    assert (found["equal"], found["alike"]) == (len(corpus.equal), len(corpus.alike))
+    assert there.report["evaluation"]["documents"] == len(corpus.contaminated)
     for path in sorted((tmp_path / "here").glob("*/0*/*")):
         same = tmp_path / "there" / path.relative_to(tmp_path / "here")
         assert same.read_bytes() == path.read_bytes()

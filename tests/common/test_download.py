@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -358,15 +359,20 @@ class Terminal(io.StringIO):
 
 
 def test_on_a_terminal_there_is_a_bar_for_each_file_and_one_for_all(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.files["/f"] = Served(CONTENT, etag='"a"', breaks=[10])
-    server.files["/g"] = Served(CONTENT)
-    remotes = [RemoteFile(url=f"{server.url}/{name}", name=name) for name in "fg"]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    server.files["/one.bin"] = Served(CONTENT, etag='"a"', breaks=[10])
+    server.files["/two.bin"] = Served(CONTENT)
+    names = ("one.bin", "two.bin")
+    remotes = [RemoteFile(url=f"{server.url}/{name}", name=name) for name in names]
     stream = Terminal()
     with shown(2, None, stream) as watcher:
         download_all(remotes, tmp_path, QUICK, watcher)
-    assert "2 of 2 files" in stream.getvalue()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    for what in (*names, "0 of 2 files", "2 of 2 files"):
+        assert re.search(rf"{what} +━", drawn), what
     assert "sent 10 of 10,240 bytes" in stream.getvalue()
     with shown(2, None, io.StringIO()) as watcher:
         assert isinstance(watcher, Lines)
