@@ -6,7 +6,7 @@ process imports it and forks for every command; what tests start in its stead is
 that hands its words, environment, folder and streams over, passes signals on, and ends as the fork
 did.  If it is killed, so is the fork.  A command's process has another number than its fork, which
 is no child of it: tests that look at either take sys.executable.
-Read next: deploy/test_slurm.py (who has `warm_python`); tests/cli and tests/path start the real one.
+Read next: deploy/test_slurm.py, which has `warm_python`; tests/cli, path start the real one.
 """
 
 import json
