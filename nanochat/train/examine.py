@@ -21,6 +21,7 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.config import StageConfig
 from nanochat.train.display import Display
+from nanochat.train.keeper import check_alike
 
 if TYPE_CHECKING:
     from nanochat.evals.examinee import EngineExaminee
@@ -42,8 +43,9 @@ def examiner(
     """Step -> {"eval/task": accuracy, "eval/composite": value}; None where no task is named.
 
     `whole` gives the model as it is then.  A task that fails is said and left out.
-    Raises: before anything is trained, ConfigError for a name that is no task's and for data that
-            is neither here nor to be had; SandboxError where a task's programs cannot be run.
+    Raises: before anything is trained, ConfigError for a name that is no task's, for data that is
+            neither here nor to be had, and for ranks that have other data or tasks; SandboxError
+            where a task's programs cannot be run.
     """
     if not config.eval_tasks:
         return None
@@ -60,6 +62,8 @@ def examiner(
     source = DataFiles(folders, Downloader(place))
     tasks = _tasks(config)
     _prepare(tasks, Selection(source=source, limit=config.eval_limit))
+    # Other questions would be shared out otherwise, and the ranks wait for each other.
+    check_alike(world, {"eval_data": source.sha256, "tasks": {t.name: t.version for t in tasks}})
     options = RunOptions(
         source=replace(source, fetch=None),
         limit=config.eval_limit,

@@ -1,5 +1,6 @@
 """Ranks that were started otherwise are refused before anything is deleted or waited for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from nanochat.common import watch
 from nanochat.common.dist import World
 from nanochat.common.errors import ConfigError
 from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train import examine
+from nanochat.train.config import PretrainConfig
 from nanochat.train.pretrain import pretrain
 from nanochat.train.validation import identity_of
+from tests.evals.bundle import write_bundle
+from tests.fakes import random_gpt, tiny_config
 from tests.train import test_world
 from tests.train.test_stages import QUIET, Corpora, corpora, pretrain_config
 from tests.train.test_world import in_processes
@@ -51,3 +56,24 @@ def test_a_text_that_is_not_there_yet_is_known_already(
     one, same, other = (StoreToCome(tmp_path / name, tiny_tokenizer) for name in "aab")
     assert identity_of([one]) == identity_of([same]) != identity_of([other])
     assert identity_of([corpora.train]) != identity_of([corpora.validation])
+
+
+class Elsewhere(World):
+    """A world whose other rank has another file for a task."""
+
+    def texts(self, text: str) -> list[str]:
+        facts = json.loads(text)
+        facts["eval_data"] = dict.fromkeys(facts["eval_data"], "f" * 64)
+        return [text, json.dumps(facts)]
+
+
+@pytest.mark.req("FR-016", "FR-037")
+def test_tasks_have_the_same_data_on_all_ranks(
+    tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PretrainConfig(
+        home=tmp_path, eval_tasks=("copa",), eval_data=write_bundle(tmp_path / "data")
+    )
+    monkeypatch.setattr(examine, "current_world", lambda: Elsewhere(size=2))
+    with pytest.raises(ConfigError, match=r"on rank 1 eval_data\..*copa.* is ffffffffffff\.\.\. "):
+        examine.examiner(config, lambda: random_gpt(tiny_config()), tiny_tokenizer, tmp_path, QUIET)
