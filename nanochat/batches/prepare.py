@@ -40,9 +40,9 @@ from nanochat.batches.shards import (
     is_prepared,
     part_index,
 )
-from nanochat.common.download import locked
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.files import read_json, write_json_atomically
+from nanochat.common.lock import locked
 from nanochat.common.pool import Executor
 from nanochat.corpus.documents import TEXT_FORMATS, Document, split_documents
 from nanochat.corpus.pieces import Piece, cut_pieces

@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nanochat.common.download import locked
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.files import read_json
+from nanochat.common.lock import locked
 
 __all__ = ["begin_anew", "check_place", "check_settings", "is_begun"]
 

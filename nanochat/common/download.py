@@ -9,20 +9,16 @@ says.  A lock beside each file lets one process load it while others wait and th
 Read next: download_answer.py (one request), download_bars.py (what a person sees).
 """
 
-import contextlib
-import fcntl
 import http.client
 import json
 import os
 import random
-import sys
 import threading
 import time
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +27,7 @@ from nanochat.common.download_store import list_urls
 from nanochat.common.env import is_offline
 from nanochat.common.errors import DataError
 from nanochat.common.files import sha256_of_file, sync_directory, write_json_atomically
+from nanochat.common.lock import locked
 
 __all__ = [
     "DownloadOptions",
@@ -40,11 +37,9 @@ __all__ = [
     "download_file",
     "is_complete",
     "list_patiently",
-    "locked",
 ]
 
 CHUNK_BYTES = 1 << 20
-SAY_AFTER_S = 1.0  # of waiting for a lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,51 +226,6 @@ def list_patiently(url: str, options: DownloadOptions) -> list[str]:
     raise DataError(
         f"{url} cannot be listed ({reason}; {options.num_tries} tries): run the same again"
     )
-
-
-@contextlib.contextmanager
-def locked(path: Path, what: str | None = None) -> Iterator[None]:
-    """One process of this machine at a time; the system frees it when that process ends.
-
-    Whoever waits for longer than a moment says on standard error for which process, and `what` that
-    process does, such as "loads climbmix"; None: that it has the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _wait_for(file, what or f"has {path}")
-        _sign(file, str(os.getpid()))
-        try:
-            yield
-        finally:  # closing would not do: a process forked meanwhile has the file open too
-            _sign(file, "")
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _wait_for(file: FileIO, what: str) -> None:
-    def say() -> None:
-        file.seek(0)
-        signed = file.read().decode(errors="replace")
-        who = f"process {signed}" if signed else "another process"
-        print(f"waiting for {who}, which {what}", file=sys.stderr, flush=True)
-
-    # Ranks that only look whether all is here meet for a moment: that is not worth a line.
-    timer = threading.Timer(SAY_AFTER_S, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    finally:
-        timer.cancel()
-
-
-def _sign(file: FileIO, text: str) -> None:
-    """Who has the lock, for those who wait."""
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without the name
-        file.truncate(0)
-        file.write(text.encode())
 
 
 # ---------------------------------------------------------------------------------------- one file

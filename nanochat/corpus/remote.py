@@ -25,12 +25,12 @@ from nanochat.common.download import (
     download_file,
     is_complete,
     list_patiently,
-    locked,
 )
 from nanochat.common.download_bars import human_bytes, shown
 from nanochat.common.env import hub_url, is_offline
 from nanochat.common.errors import ConfigError, DataError
 from nanochat.common.files import home_dir, read_json, write_json_atomically
+from nanochat.common.lock import locked
 from nanochat.corpus.catalog import (
     Address,
     Dataset,

@@ -22,7 +22,6 @@ from nanochat.common.download import (
     RemoteFile,
     Watcher,
     download_file,
-    locked,
 )
 from nanochat.common.download_bars import shown
 from nanochat.common.env import hub_url
@@ -33,6 +32,7 @@ from nanochat.common.files import (
     sha256_of_file,
     write_json_atomically,
 )
+from nanochat.common.lock import locked
 from nanochat.corpus.catalog import BUNDLE_URL
 from nanochat.evals.checksums import FileSum
 
@@ -78,7 +78,7 @@ class Downloader:
             raise DataError(self._failed[source])
         target = self.folder / path
         try:
-            with locked(self.folder / ".lock"):
+            with locked(self.folder / ".lock", f"loads {path}"):
                 if not target.is_file():  # another process may have loaded it meanwhile
                     self._load(path, source, target)
         except (OSError, zipfile.BadZipFile, ValueError) as error:

@@ -4,7 +4,6 @@ import email.utils
 import hashlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,21 +15,19 @@ from typing import Any
 
 import pytest
 
-from nanochat.common import download
 from nanochat.common.download import (
     DownloadOptions,
     RemoteFile,
     download_all,
     download_file,
     is_complete,
-    locked,
 )
 from nanochat.common.download_answer import Known, RetryLater, open_answer
 from nanochat.common.download_bars import Lines, human_bytes, shown
 from nanochat.common.download_store import list_urls
 from nanochat.common.errors import DataError
+from nanochat.common.lock import locked
 from tests.download_server import Served, Server, serving
-from tests.patience import wait_until
 
 CONTENT = bytes(range(256)) * 40
 OTHER = CONTENT[::-1]
@@ -282,34 +279,6 @@ def test_several_processes_load_a_file_once(tmp_path: Path, server: Server) -> N
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert len(server.asked) == 4
     assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-@pytest.mark.req("FR-032")
-def test_who_waits_says_for_whom(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    def second(path: Path, *what: str) -> None:
-        with locked(path, *what):
-            assert path.read_text() == str(os.getpid())
-
-    def said_one_more(count: int) -> bool:
-        said.extend(capsys.readouterr().err.splitlines())
-        return len(said) == count
-
-    path = tmp_path / ".lock"
-    monkeypatch.setattr(download, "SAY_AFTER_S", 0.0)
-    second(path)
-    for number, what in enumerate([("loads climbmix",), ()], start=1):
-        with locked(path):
-            waiting = threading.Thread(target=second, args=(path, *what))
-            waiting.start()
-            wait_until(lambda number=number: said_one_more(number))
-        waiting.join()
-    who = f"waiting for process {os.getpid()}, which"
-    assert said == [f"{who} loads climbmix", f"{who} has {path}"]
-    assert not path.read_bytes()
 
 
 def test_what_came_whole_before_is_only_looked_at(tmp_path: Path, server: Server) -> None:
