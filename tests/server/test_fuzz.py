@@ -108,10 +108,10 @@ def test_the_document_is_true(served: ServedModel, is_chat: bool) -> None:
     assert not_a_server_error in CHECKS.get_all()
     app = create_app(FakeEngine(), served)
     statuses = talk_to(
-        app, 1000 if is_chat else 500, lambda label: (label == f"POST {CHAT}") == is_chat
+        app, 600 if is_chat else 500, lambda label: (label == f"POST {CHAT}") == is_chat
     )
     assert set(statuses) <= {200, 400, 404, 413}
-    assert statuses.total() >= (300 if is_chat else 330)
+    assert statuses.total() >= (180 if is_chat else 330)  # more than 500 together
     assert statuses[200] >= 40 and statuses[400] >= 75
 
 
