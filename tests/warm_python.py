@@ -9,6 +9,7 @@ is no child of it: tests that look at either take sys.executable.
 Read next: deploy/test_slurm.py, which has `warm_python`; tests/cli, path start the real one.
 """
 
+import io
 import json
 import os
 import runpy
@@ -164,7 +165,8 @@ def _become(asked: Asked) -> None:
     words = asked.words
     if words[0] == "-u":
         words = words[1:]
-        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        assert isinstance(sys.stdout, io.TextIOWrapper), "its own standard output"
+        sys.stdout.reconfigure(write_through=True)
     is_module = words[0] == "-m"
     paths = [asked.folder if is_module else str(Path(words[0]).parent)]
     sys.path[:0] = paths + list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))

@@ -9,6 +9,7 @@ down, and ends: a collective that waits for a dead rank never returns.
 Read next: dist.py (who starts it), train/stages.py (whose log it is written to).
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -130,10 +131,8 @@ class Watch:
         store has gone with it, nobody could say who it was."""
         if self._has_named_holder:
             return
-        try:
+        with contextlib.suppress(RuntimeError):  # gone already: the next beat tells everybody
             self._holder = self._store.get("beat/0").decode().split("|")[1]
-        except RuntimeError:
-            pass  # gone already: the next beat says so
 
     def _listen(self, beat: str) -> None:
         if beat != self._last_beat:

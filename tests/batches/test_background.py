@@ -19,6 +19,7 @@ from nanochat.batches.store import TokenStore
 from nanochat.common.errors import DataError, TrainingError
 from tests.batches.conftest import Corpus, write_corpus
 from tests.patience import wait_until
+from tests.processes import is_alive
 
 pytestmark = pytest.mark.req("FR-034", "FR-035", "EC-7", "EC-9")
 
@@ -69,14 +70,6 @@ def expected(corpus: Corpus, tmp_path: Path) -> list[str]:
     while (store := writer.write(len(found))) is not None:
         found.append(store.fingerprint)
     return found
-
-
-def is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_it_writes_what_is_waited_for(

@@ -167,7 +167,7 @@ def test_the_peers_process_counts_what_it_encodes(
             tokenizer.encode(["abc"] * 10 * number, prepend=tokenizer.bos, num_threads=4)
             yield torch.zeros(rows, context_len), None
 
-    loader.tokenizing_distributed_data_loader_bos_bestfit = batches  # type: ignore[attr-defined]
+    vars(loader)["tokenizing_distributed_data_loader_bos_bestfit"] = batches
     names: dict[str, Any] = {}
     exec(FAKE_TOKENIZER, names)
     monkeypatch.setattr(nanochat, "dataloader", loader, raising=False)

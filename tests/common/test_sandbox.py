@@ -26,6 +26,7 @@ from nanochat.common.sandbox.selftest import PROBES, SelfTest, Wall, self_test
 from tests.common.attacks.attack import descendants
 from tests.conftest import REPOSITORY
 from tests.patience import wait_until
+from tests.processes import is_alive
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the walls are Linux's")
 pytestmark = pytest.mark.req("FR-040")
@@ -161,14 +162,6 @@ def test_nothing_is_left_when_it_is_closed(tmp_path: Path, monkeypatch: pytest.M
         wait_until(lambda processes=processes: not any(map(is_alive, processes)))
         assert list(tmp_path.iterdir()) == []
         opened.close()  # twice does no harm
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for does not."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @linux_only

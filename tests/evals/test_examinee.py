@@ -193,10 +193,11 @@ def test_a_model_of_transformers_loses_only_what_does_not_fit_and_no_calculator_
     words = [("one", "two", "three", "four")[n % 4] for n in range(num_words)]
     told: list[str] = []
     asking = Asking(max_tokens=max_tokens, tools=True, note=lambda _, flag: told.append(flag))
-    sample = Sample(sample_id="1", prompt=" ".join(words))
+    prompt = " ".join(words)
+    sample = Sample(sample_id="1", prompt=prompt)
     assert len(list(foreign.answers([sample], asking))) == 1
     [[bos, *rest]] = asked
-    expected = foreign._encode(sample.prompt)  # type: ignore[arg-type]
+    expected = foreign._encode(prompt)
     assert bos == 0 and sorted(told) == (["cut", "no_tools"] if is_cut else ["no_tools"])
     assert rest == (expected[-(12 - min(max_tokens, 6) - 1) :] if is_cut else expected)
     told.clear()

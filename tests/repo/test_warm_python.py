@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import wait_until
+from tests.processes import is_alive
 
 PROGRAM = """
 import os, signal, sys, time
@@ -66,7 +67,7 @@ def test_signals_reach_it_and_it_goes_with_its_command(
             process.send_signal(number)
             assert process.wait(60) == code
         inside = int(place.read_text())
-        wait_until(lambda inside=inside: not _is_there(inside))
+        wait_until(lambda inside=inside: not is_alive(inside))
 
 
 def test_a_module_starts_with_what_the_environment_adds(tmp_path: Path, warm_python: str) -> None:
@@ -77,11 +78,3 @@ def test_a_module_starts_with_what_the_environment_adds(tmp_path: Path, warm_pyt
         [warm_python, "-u", "-m", "told", "x"], env=environment, capture_output=True, text=True
     )
     assert done.stdout == f"True {[str(tmp_path / 'told.py'), 'x']} __main__\n", done.stderr
-
-
-def _is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
